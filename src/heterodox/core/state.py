@@ -1,0 +1,51 @@
+"""State trees: what resumable objects put into a checkpoint.
+
+A tree is a nested dict whose leaves are tensors or JSON values. `split` and `join` turn it into the two files that a
+checkpoint holds: tensors under slash-joined paths (safetensors) and everything else (JSON).
+"""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+Tree = dict[str, Any]
+
+
+class Stateful(Protocol):
+    """Has something to remember between two steps."""
+
+    def state(self) -> Tree: ...
+
+    def load_state(self, tree: Tree) -> None: ...
+
+
+def split(tree: Tree, path: str = "") -> tuple[dict[str, Tensor], Tree]:
+    """Separate a tree into its tensors by path and the JSON values around them."""
+    tensors: dict[str, Tensor] = {}
+    values: Tree = {}
+    for key, leaf in tree.items():
+        assert "/" not in key, f"state keys may not hold a slash: {key!r}"
+        if isinstance(leaf, Tensor):
+            tensors[path + key] = leaf.detach().contiguous()
+        elif isinstance(leaf, dict):
+            below, values[key] = split(leaf, f"{path}{key}/")
+            tensors |= below
+        else:
+            values[key] = leaf
+    return tensors, values
+
+
+def join(tensors: dict[str, Tensor], values: Tree) -> Tree:
+    """The inverse of `split`."""
+    tree = _copy(values)
+    for path, tensor in tensors.items():
+        *folders, key = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[key] = tensor
+    return tree
+
+
+def _copy(values: Tree) -> Tree:
+    return {key: _copy(leaf) if isinstance(leaf, dict) else leaf for key, leaf in values.items()}

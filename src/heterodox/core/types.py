@@ -1,0 +1,78 @@
+"""The values that pass between the slots."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Origin = Literal["exact", "backprop", "feedback", "equilibrium", "critic", "frozen"]
+"""Where a parameter's signal comes from.
+
+- `exact`: the true gradient, from what the layer itself sees (the output layer under every rule).
+- `backprop`: the true gradient, carried back through the transposed weights of other layers.
+- `feedback`: carried by fixed or learned feedback weights; in general not the true gradient.
+- `equilibrium`: read off relaxed states.
+- `critic`: proposed by a learned network.
+- `frozen`: none; the parameter does not move.
+"""
+ORIGINS: tuple[str, ...] = get_args(Origin)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token windows: `targets` are the `inputs` one position later; `ids` name the examples within their split."""
+
+    inputs: Int[Tensor, "batch context"]
+    targets: Int[Tensor, "batch context"]
+    ids: Int[Tensor, " batch"]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.targets.numel()
+
+    def to(self, device: str) -> "Batch":
+        if device == "cpu":
+            return self
+        inputs, targets, ids = (t.to(device, non_blocking=True) for t in (self.inputs, self.targets, self.ids))
+        return Batch(inputs, targets, ids)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step consumed. Multiply–adds count as two FLOPs; elementwise work is not counted."""
+
+    tokens: int = 0
+    meta_tokens: int = 0
+    flops: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.tokens + other.tokens, self.meta_tokens + other.meta_tokens, self.flops + other.flops
+        )
+
+
+@dataclass
+class Signal:
+    """A credit rule's answer: what each parameter should move against.
+
+    `grads` is keyed by parameter name and lacks frozen parameters. `loss` is the weighted mean that was asked for,
+    `losses` the objective of each example; both are detached.
+    """
+
+    grads: dict[str, Tensor]
+    loss: Float[Tensor, ""]
+    losses: Float[Tensor, " batch"]
+    cost: Cost
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class StepReport:
+    """What one learner step tells the trainer. Tensors stay on the device until somebody logs them."""
+
+    loss: Float[Tensor, ""]
+    grad_norm: Float[Tensor, ""]
+    cost: Cost
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    alignment: dict[str, dict[str, float]] | None = None
