@@ -4,9 +4,13 @@ A tree is a nested dict whose leaves are tensors or JSON values. `split` and `jo
 checkpoint holds: tensors under slash-joined paths (safetensors) and everything else (JSON).
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+from heterodox.core.errors import CheckpointError
 
 Tree = dict[str, Any]
 
@@ -45,6 +49,22 @@ def join(tensors: dict[str, Tensor], values: Tree) -> Tree:
             node = node.setdefault(folder, {})
         node[key] = tensor
     return tree
+
+
+@torch.no_grad()
+def restore(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: str) -> None:
+    """Copy `saved` into `tensors` in place. Raises `CheckpointError` where names or shapes differ."""
+    if tensors.keys() != saved.keys():
+        name = min(tensors.keys() ^ saved.keys())
+        place = "lacks" if name in tensors else "has an unknown"
+        raise CheckpointError(f"the checkpoint {place} {what} {name!r}: it belongs to another recipe")
+    for name, tensor in tensors.items():
+        if tensor.shape != saved[name].shape:
+            raise CheckpointError(
+                f"the checkpoint's {what} {name!r} has shape {tuple(saved[name].shape)}, the recipe's model needs "
+                f"{tuple(tensor.shape)}: it belongs to another model"
+            )
+        tensor.copy_(saved[name])
 
 
 def _copy(values: Tree) -> Tree:

@@ -1,0 +1,8 @@
+"""Which parameter is to blame: one file per credit rule."""
+
+from heterodox.credit.backprop import Backprop
+from heterodox.credit.direct_feedback import DirectFeedback
+from heterodox.credit.feedback_alignment import FeedbackAlignment
+from heterodox.credit.head_only import HeadOnly
+
+__all__ = ["Backprop", "DirectFeedback", "FeedbackAlignment", "HeadOnly"]

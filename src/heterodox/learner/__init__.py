@@ -1,0 +1,5 @@
+"""Learners: what one step is."""
+
+from heterodox.learner.gradient import Gradient
+
+__all__ = ["Gradient"]

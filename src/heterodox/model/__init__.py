@@ -1,0 +1,6 @@
+"""The models that rules train."""
+
+from heterodox.model.generate import generate
+from heterodox.model.gpt import GPT
+
+__all__ = ["GPT", "generate"]

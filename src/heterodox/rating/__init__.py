@@ -1,0 +1,5 @@
+"""Which examples count: one file per rating."""
+
+from heterodox.rating.uniform import Uniform
+
+__all__ = ["Uniform"]

@@ -1,0 +1,109 @@
+"""The contracts between the rooms: what a model, an objective, a rating, a credit rule and an update must offer."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from heterodox.core.state import Stateful, Tree
+from heterodox.core.types import Batch, Origin, Signal
+
+
+@dataclass(frozen=True)
+class ForwardFlops:
+    """FLOPs of one forward pass, by where they go; a multiply–add is two. Elementwise work is not counted."""
+
+    linear: int
+    attention: int
+    head: int
+    entry: int = 0
+    """The part of `linear` in layers that the embeddings feed directly (through norms at most)."""
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.attention + self.head
+
+
+class LanguageModel(nn.Module, ABC):
+    """A next-token model that is `readout(features(tokens))`, with one linear output layer called `head`."""
+
+    head: nn.Linear
+    context: int
+
+    @abstractmethod
+    def features(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
+        """The hidden states before the final normalisation."""
+
+    @abstractmethod
+    def readout(self, hidden: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time vocab"]:
+        """Logits from hidden states: final normalisation and `head`."""
+
+    @abstractmethod
+    def forward_flops(self, batch: int, time: int) -> ForwardFlops:
+        """FLOPs of one forward pass over `batch` windows of `time` tokens."""
+
+    @property
+    @abstractmethod
+    def readout_names(self) -> frozenset[str]:
+        """Names of the parameters that `readout` uses."""
+
+    @property
+    @abstractmethod
+    def embedding_names(self) -> frozenset[str]:
+        """Names of the parameters of token and position embeddings."""
+
+    def forward(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time vocab"]:
+        return self.readout(self.features(tokens))
+
+
+class Objective(Stateful, Protocol):
+    """What is wanted."""
+
+    def losses(self, logits: Float[Tensor, "batch time vocab"], batch: Batch) -> Float[Tensor, " batch"]:
+        """The objective of each example, in nats per token; differentiable in `logits`."""
+        ...
+
+
+class Rating(Stateful, Protocol):
+    """Which examples count."""
+
+    def weights(self, batch: Batch) -> Float[Tensor, " batch"]:
+        """One weight per example; their mean over the *global* batch is 1."""
+        ...
+
+
+class Credit(Stateful, Protocol):
+    """Which parameter is to blame."""
+
+    def signal(
+        self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
+    ) -> Signal:
+        """What each parameter should move against, for the mean of `weights * losses` over the batch."""
+        ...
+
+    def manifest(self, model: LanguageModel) -> Mapping[str, Origin]:
+        """For every parameter of `model`, where its signal comes from."""
+        ...
+
+
+class Update(Stateful, Protocol):
+    """How the weights move."""
+
+    def apply(
+        self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float
+    ) -> None:
+        """Move in place each parameter that `grads` names; `scale` multiplies the learning rate."""
+        ...
+
+
+class Stateless:
+    """For parts that remember nothing between two steps."""
+
+    def state(self) -> Tree:
+        return {}
+
+    def load_state(self, tree: Tree) -> None:
+        assert not tree, f"{type(self).__name__} keeps no state, but was handed {sorted(tree)}"

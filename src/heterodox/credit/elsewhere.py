@@ -1,0 +1,42 @@
+"""Parameters that are no linear layer's: embeddings, norms, gates. `elsewhere` says how they learn.
+
+- `local` (default): from the rule's own signal, as it arrives at them. No transposed weights.
+- `backprop`: the exact gradient, from a second, ordinary backward pass that the rule is charged for.
+- `frozen`: not at all.
+"""
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from heterodox.core.protocols import LanguageModel, Objective
+from heterodox.core.types import Batch, Cost, Origin
+from heterodox.credit.backprop import differentiate
+from heterodox.credit.feedback import linear_layers
+
+Elsewhere = Literal["backprop", "local", "frozen"]
+
+
+def elsewhere_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that belong to no linear layer."""
+    inside = {f"{layer}." for layer in linear_layers(model)}
+    return [n for n, _ in model.named_parameters() if n[: n.rfind(".") + 1] not in inside]
+
+
+def feedback_manifest(model: LanguageModel, elsewhere: Elsewhere) -> dict[str, Origin]:
+    """The manifest of a rule that is exact in the head, sends feedback to all linear layers, and `elsewhere`."""
+    signal: dict[Elsewhere, Origin] = {"local": "feedback", "backprop": "backprop", "frozen": "frozen"}
+    origins: dict[str, Origin] = {name: "feedback" for name, _ in model.named_parameters()}
+    origins |= dict.fromkeys(elsewhere_names(model), signal[elsewhere])
+    origins["head.weight"] = "exact"
+    return origins
+
+
+def backprop_elsewhere(
+    model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
+) -> tuple[dict[str, Tensor], Cost]:
+    """The exact gradients of the parameters elsewhere, and what the second pass costs (no new tokens)."""
+    exact = differentiate(model, batch, weights, objective, elsewhere_names(model))
+    forward = model.forward_flops(*batch.inputs.shape)
+    return exact.grads, Cost(flops=2 * forward.linear + 3 * forward.attention + 2 * forward.head)

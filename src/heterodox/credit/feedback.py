@@ -1,0 +1,89 @@
+"""Feedback weights: how they are drawn, and how they take the place of Wᵀ on the way back."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from heterodox.core.rng import Streams
+
+
+class FeedbackLinear(torch.autograd.Function):
+    """y = x Wᵀ + b forwards; backwards the error travels through `feedback` (of W's shape) instead of W.
+
+    ∂x = δ B,  ∂W = δᵀ x,  ∂b = Σ δ.  Any leading dimensions.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Float[Tensor, "*lead fan_in"],
+        weight: Float[Tensor, "fan_out fan_in"],
+        bias: Float[Tensor, " fan_out"] | None,
+        feedback: Float[Tensor, "fan_out fan_in"],
+    ) -> Float[Tensor, "*lead fan_out"]:
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+        x, _, bias, feedback = inputs
+        ctx.save_for_backward(x, feedback)
+        ctx.has_bias = bias is not None
+
+    @staticmethod
+    def backward(ctx, delta: Float[Tensor, "*lead fan_out"]) -> tuple[Tensor | None, ...]:
+        x, feedback = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (delta @ feedback.to(delta.dtype)).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            rows = delta.reshape(-1, delta.shape[-1])
+            grad_weight = (rows.T @ x.reshape(-1, x.shape[-1]).to(rows.dtype)).to(feedback.dtype)
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            grad_bias = delta.flatten(0, -2).sum(0).to(feedback.dtype) if delta.ndim > 1 else delta
+        return grad_x, grad_weight, grad_bias, None
+
+
+def feedback_linear(x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor) -> Tensor:
+    """`torch.nn.functional.linear` whose backward pass sends the error through `feedback`; see `FeedbackLinear`."""
+    return FeedbackLinear.apply(x, weight, bias, feedback)
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every linear layer of `model`, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+
+
+def gaussian(
+    shape: tuple[int, int], std: float, streams: Streams, *names: str
+) -> Float[Tensor, "fan_out fan_in"]:
+    """Independent normal entries, drawn from the `rule` stream of `names`."""
+    return torch.randn(shape, generator=streams.generator("rule", *names)) * std
+
+
+@contextmanager
+def feedback_path(model: nn.Module, feedback: Mapping[str, Float[Tensor, "fan_out fan_in"]]) -> Iterator[None]:
+    """Within the context, the named linear layers of `model` send errors back through `feedback`.
+
+    Forward values do not change. Works on any module that holds `nn.Linear` layers; raises `KeyError` for a name
+    that is none.
+    """
+    layers = linear_layers(model)
+    chosen = [layers[name] for name in feedback]
+    for layer, matrix in zip(chosen, feedback.values(), strict=True):
+        layer.forward = partial(_forward, layer, matrix)
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            del layer.forward
+
+
+def _forward(layer: nn.Linear, feedback: Tensor, x: Tensor) -> Tensor:
+    return FeedbackLinear.apply(x, layer.weight, layer.bias, feedback)

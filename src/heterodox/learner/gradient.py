@@ -1,0 +1,103 @@
+"""The step that all rules share: weights, signal, mean over ranks, clip, update."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from heterodox.core import config
+from heterodox.core.comm import Comm
+from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
+from heterodox.core.state import Tree
+from heterodox.core.types import Batch, StepReport
+from heterodox.probe.alignment import alignment, exact_gradients
+
+
+class Gradient:
+    """One step: `batch → rating.weights → credit.signal → comm.mean → clip → update.apply`."""
+
+    class Config(config.Config):
+        name: Literal["gradient"] = "gradient"
+        clip: float | None = Field(1.0, gt=0, description="largest global norm of the signal; null: no clip")
+
+        def build(
+            self,
+            *,
+            model: LanguageModel,
+            objective: Objective,
+            rating: Rating,
+            credit: Credit,
+            update: Update,
+            comm: Comm,
+        ) -> "Gradient":
+            return Gradient(model, objective, rating, credit, update, comm, clip=self.clip)
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        objective: Objective,
+        rating: Rating,
+        credit: Credit,
+        update: Update,
+        comm: Comm,
+        *,
+        clip: float | None = 1.0,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.rating = rating
+        self.credit = credit
+        self.update = update
+        self.comm = comm
+        self.clip = clip
+        self._parameters = dict(model.named_parameters())
+
+    def step(
+        self, batch: Batch, *, lr_scale: float = 1.0, probe: bool = False, dropout_seed: int | None = None
+    ) -> StepReport:
+        """Learn from `batch`, this rank's share of the global batch.
+
+        `probe` also compares the signal with the exact gradient on the same batch, before the update. A
+        `dropout_seed` seeds the global random generator for the forward pass, and for the probe's alike.
+        """
+        _seed(dropout_seed)
+        weights = self.rating.weights(batch)
+        signal = self.credit.signal(self.model, batch, weights, self.objective)
+        grads = signal.grads
+        self.comm.mean_([*grads.values(), signal.loss])
+        report = StepReport(signal.loss, _clip(grads, self.clip), signal.cost, signal.metrics)
+        if probe:
+            _seed(dropout_seed)
+            exact = exact_gradients(self.model, batch, weights, self.objective, self.comm)
+            report.alignment = alignment(grads, exact)
+        self.update.apply(self._parameters, grads, lr_scale)
+        return report
+
+    def state(self) -> Tree:
+        parts = {
+            "objective": self.objective, "rating": self.rating, "credit": self.credit, "update": self.update,
+        }  # fmt: skip
+        return {name: part.state() for name, part in parts.items()}
+
+    def load_state(self, tree: Tree) -> None:
+        self.objective.load_state(tree.get("objective", {}))
+        self.rating.load_state(tree.get("rating", {}))
+        self.credit.load_state(tree.get("credit", {}))
+        self.update.load_state(tree.get("update", {}))
+
+
+def _seed(seed: int | None) -> None:
+    if seed is not None:
+        torch.manual_seed(seed)
+
+
+def _clip(grads: dict[str, Tensor], limit: float | None) -> Float[Tensor, ""]:
+    """Scale the gradients in place to a global norm of at most `limit`; returns the norm before."""
+    tensors = list(grads.values())
+    norm = get_total_norm(tensors)
+    if limit is not None:
+        torch._foreach_mul_(tensors, torch.clamp(limit / (norm + 1e-6), max=1.0))
+    return norm

@@ -1,0 +1,98 @@
+"""Adam with decoupled weight decay.
+
+    m ← β₁ m + (1−β₁) g,  v ← β₂ v + (1−β₂) g²,  w ← w − η λ w − η m̂ / (√v̂ + ε)
+
+Reference: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019. The arithmetic is PyTorch's own
+(fused where it has a kernel); the moments are kept by parameter name.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from heterodox.core import config
+from heterodox.core.state import Tree
+
+
+class AdamW:
+    """AdamW over named parameters. A parameter that has had no gradient has no moments and does not decay."""
+
+    class Config(config.Config):
+        name: Literal["adamw"] = "adamw"
+        lr: float = Field(1e-3, gt=0)
+        beta1: float = Field(0.9, ge=0, lt=1)
+        beta2: float = Field(0.99, ge=0, lt=1)
+        eps: float = Field(1e-8, gt=0)
+        weight_decay: float = Field(0.1, ge=0)
+        decay: Literal["matrices", "all"] = Field("matrices", description="matrices: not gains and biases")
+
+        def build(self) -> "AdamW":
+            return AdamW(
+                lr=self.lr,
+                betas=(self.beta1, self.beta2),
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                decay=self.decay,
+            )
+
+    def __init__(
+        self,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        decay: Literal["matrices", "all"] = "matrices",
+    ) -> None:
+        self.lr = lr
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.decay = decay
+        self.moments: dict[str, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def apply(
+        self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float = 1.0
+    ) -> None:
+        decayed = [n for n in grads if self.decay == "all" or parameters[n].ndim >= 2]
+        plain = [n for n in grads if not (self.decay == "all" or parameters[n].ndim >= 2)]
+        for names, weight_decay in ((decayed, self.weight_decay), (plain, 0.0)):
+            if not names:
+                continue
+            moments = [self._moments_of(name, parameters[name]) for name in names]
+            adamw(
+                [parameters[name] for name in names],
+                [grads[name] for name in names],
+                [m["first"] for m in moments],
+                [m["second"] for m in moments],
+                [],
+                [m["step"] for m in moments],
+                fused=True,
+                amsgrad=False,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                lr=self.lr * scale,
+                weight_decay=weight_decay,
+                eps=self.eps,
+                maximize=False,
+            )
+
+    def _moments_of(self, name: str, parameter: Tensor) -> dict[str, Tensor]:
+        if name not in self.moments:
+            self.moments[name] = {
+                "first": torch.zeros_like(parameter),
+                "second": torch.zeros_like(parameter),
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            }
+        return self.moments[name]
+
+    def state(self) -> Tree:
+        return {"moments": self.moments}
+
+    def load_state(self, tree: Tree) -> None:
+        self.moments = {name: dict(moments) for name, moments in tree.get("moments", {}).items()}
