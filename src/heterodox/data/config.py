@@ -1,0 +1,128 @@
+"""The `data` section of a recipe."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from heterodox.core.config import Config
+from heterodox.data.cache import Tokenized, cache_root, cached
+from heterodox.data.corpus import File, Grammar, HuggingFace, Stdlib
+from heterodox.data.dataset import Dataset, Split
+from heterodox.data.documents import gather
+from heterodox.data.splitting import divide
+from heterodox.data.tokenizer import BPE, Byte, Char, TokenizerFile
+
+CORPORA: dict[str, type[Config]] = {
+    "stdlib": Stdlib.Config,
+    "file": File.Config,
+    "hf": HuggingFace.Config,
+    "grammar": Grammar.Config,
+}
+DEFAULT_CORPUS, DEFAULT_TOKENIZER = "stdlib", "byte"
+
+AnyCorpus = Annotated[
+    Stdlib.Config | File.Config | HuggingFace.Config | Grammar.Config, Field(discriminator="name")
+]
+AnyTokenizer = Annotated[
+    Byte.Config | Char.Config | BPE.Config | TokenizerFile.Config, Field(discriminator="name")
+]
+
+
+class Splits(Config):
+    """Shares of the corpus, in the order in which they are cut from it."""
+
+    train: float = Field(default=0.85, gt=0, le=1)
+    meta: float = Field(default=0.05, ge=0, le=1)
+    val: float = Field(default=0.05, ge=0, le=1)
+    test: float = Field(default=0.05, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Splits":
+        fractions = self.model_dump()
+        total = math.fsum(fractions.values())
+        if abs(total - 1) > 1e-9:
+            listed = ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
+            raise ValueError(f"the splits add up to {total:g} ({listed}), expected 1; change one of them")
+        return self
+
+
+class DataConfig(Config):
+    """Which text, cut and tokenized how."""
+
+    corpus: AnyCorpus = Stdlib.Config()
+    path: Path | None = None
+    """Shorthand: read this file or folder, whatever `corpus` says. Resolved, it becomes a `file` corpus."""
+    tokenizer: AnyTokenizer = Byte.Config()
+    splits: Splits = Splits()
+    separator: str = "\n\n"
+    """Put between the documents of a split."""
+    cache: Path | None = None
+    """Folder of token files; by default $HETERODOX_CACHE or the user's cache folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        given = dict(given)
+        for key, name in (("corpus", DEFAULT_CORPUS), ("tokenizer", DEFAULT_TOKENIZER)):
+            if isinstance(part := given.get(key), dict) and "name" not in part:
+                given[key] = {"name": name, **part}
+        path = given.pop("path", None)
+        if path is not None:
+            given["corpus"] = _as_file(given.get("corpus", {}), path)
+        return given
+
+    def build(self) -> Dataset:
+        """Read, split and tokenize the corpus; the tokens come from the cache if they are there.
+
+        Raises CorpusError for a corpus that is missing, empty, too short or not text.
+        """
+        corpus = self.corpus.build()
+        gathered = gather(corpus.documents())
+        fractions = self.splits.model_dump()
+
+        def tokenize() -> Tokenized:
+            pieces = divide(gathered.texts, gathered.digests, fractions)
+            texts = {name: self.separator.join(parts) for name, parts in pieces.items()}
+            tokenizer = self.tokenizer.build(texts)
+            dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+            tokens = {name: tokenizer.encode(text).astype(dtype) for name, text in texts.items()}
+            return Tokenized(tokenizer, tokens, {name: len(text.encode()) for name, text in texts.items()})
+
+        identity = {
+            "corpus": gathered.sha256,
+            "tokenizer": self.tokenizer.identity(),
+            "splits": fractions,
+            "separator": self.separator,
+        }
+        stored = cached(cache_root(self.cache), identity, tokenize)
+        splits = {name: Split(name, stored.tokens[name], stored.num_bytes[name]) for name in fractions}
+        symbolwise = all(len(split.tokens) == split.num_bytes for split in splits.values())
+        return Dataset(
+            self.corpus.name,
+            stored.tokenizer,
+            splits,
+            gathered.sha256,
+            len(gathered.texts),
+            corpus.entropies() if symbolwise else None,
+        )
+
+
+def _as_file(corpus: Any, path: Any) -> Any:
+    """The `file` corpus at `path`. It inherits the keys of `corpus` that are not that other corpus' own."""
+    if isinstance(corpus, File.Config):
+        return {**corpus.model_dump(), "path": path}
+    if not isinstance(corpus, dict):
+        return {"name": "file", "path": path}
+    known = CORPORA.get(corpus.get("name", DEFAULT_CORPUS))
+    if known is File.Config or known is None:
+        return {**corpus, "path": path}
+    return {
+        "name": "file",
+        "path": path,
+        **{key: value for key, value in corpus.items() if key not in known.model_fields},
+    }

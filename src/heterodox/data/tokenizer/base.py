@@ -1,0 +1,60 @@
+"""What a tokenizer is: text to ids and back, and a file that says it all."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from heterodox.core.errors import CorpusError
+
+FILE_NAME = "tokenizer.json"
+
+
+class Tokenizer(ABC):
+    """Ids are 0 … vocab_size − 1."""
+
+    vocab_size: int
+
+    @abstractmethod
+    def encode(self, text: str) -> Int[np.ndarray, " tokens"]:
+        """Ids as int64. Raises CorpusError for text that the vocabulary cannot express."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids` (a list, an array or a tensor on the CPU); incomplete UTF-8 becomes U+FFFD."""
+
+    @abstractmethod
+    def dumps(self) -> str:
+        """The contents of `tokenizer.json`; `load_tokenizer` understands it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of `dumps`: equal for tokenizers that work alike."""
+        return hashlib.sha256(self.dumps().encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` into `folder`, which is made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE_NAME).write_text(self.dumps(), encoding="utf-8")
+
+
+def as_ids(ids: Iterable[int], vocab_size: int) -> Int[np.ndarray, " tokens"]:
+    """`ids` as an int64 array, checked to lie within the vocabulary."""
+    array = np.asarray(ids if hasattr(ids, "__array__") else list(ids), dtype=np.int64).reshape(-1)
+    assert not array.size or (array.min() >= 0 and array.max() < vocab_size), (
+        f"ids outside 0 … {vocab_size - 1}"
+    )
+    return array
+
+
+def encoded(text: str, encoding: str) -> bytes:
+    """`text` in `encoding`. Raises CorpusError for lone surrogates, which no encoding has."""
+    try:
+        return text.encode(encoding)
+    except UnicodeEncodeError as error:
+        raise CorpusError(
+            f"character {error.start} is a lone surrogate ({text[error.start]!r}), not text"
+        ) from error

@@ -1,0 +1,61 @@
+"""One token per character (Unicode code point) that occurs in the corpus."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from heterodox.core import config
+from heterodox.core.errors import CorpusError
+from heterodox.data.tokenizer.base import Tokenizer, as_ids, encoded
+
+SHOWN = 10
+
+
+class Char(Tokenizer):
+    """Ids count the characters in code-point order.
+
+    The inventory is that of the whole corpus, held-out splits included, as is the custom of character-level
+    work: which characters exist is known beforehand, how often they occur is not.
+    """
+
+    class Config(config.Config):
+        name: Literal["char"] = "char"
+
+        def identity(self) -> str:
+            return self.model_dump_json()
+
+        def build(self, texts: Mapping[str, str]) -> "Char":
+            return Char("".join(sorted(set().union(*texts.values()))))
+
+    def __init__(self, characters: str) -> None:
+        """`characters`: the inventory, each once, in order of its ids."""
+        assert len(set(characters)) == len(characters) > 0, "an inventory holds each character once"
+        self.characters = characters
+        self.vocab_size = len(characters)
+        self._points = _code_points(characters)
+        self._ids = np.full(int(self._points.max()) + 2, -1, dtype=np.int64)
+        self._ids[self._points] = np.arange(self.vocab_size)
+
+    def encode(self, text: str) -> Int[np.ndarray, " tokens"]:
+        ids = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
+        if (ids < 0).any():
+            unknown = sorted(set(text) - set(self.characters))
+            listed = ", ".join(map(repr, unknown[:SHOWN])) + (", …" if len(unknown) > SHOWN else "")
+            raise CorpusError(
+                f"{len(unknown)} characters of the text are not in the vocabulary of {self.vocab_size}: "
+                f"{listed}; remove them, or train with the byte tokenizer"
+            )
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._points[as_ids(ids, self.vocab_size)].tobytes().decode("utf-32-le")
+
+    def dumps(self) -> str:
+        return json.dumps({"heterodox": "char", "characters": self.characters})
+
+
+def _code_points(text: str) -> Int[np.ndarray, " characters"]:
+    return np.frombuffer(encoded(text, "utf-32-le"), dtype="<u4")

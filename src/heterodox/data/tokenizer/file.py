@@ -1,0 +1,67 @@
+"""Any `tokenizer.json`: of the `tokenizers` library, or saved by one of our own runs."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import tokenizers
+
+from heterodox.core import config
+from heterodox.core.errors import CheckpointError, CorpusError
+from heterodox.data.tokenizer.base import FILE_NAME, Tokenizer
+from heterodox.data.tokenizer.byte import Byte
+from heterodox.data.tokenizer.char import Char
+from heterodox.data.tokenizer.subword import Subword
+
+
+class TokenizerFile:
+    """Builds the tokenizer in `path`, taken as it is; if it normalises text, `decode` gives that back."""
+
+    class Config(config.Config):
+        name: Literal["file"] = "file"
+        path: Path
+
+        def identity(self) -> str:
+            return hashlib.sha256(self._read().encode()).hexdigest()
+
+        def build(self, texts: Mapping[str, str]) -> Tokenizer:
+            try:
+                return parse(self._read())
+            except ValueError as error:
+                raise CorpusError(f"{self.path} is not a tokenizer.json: {error}") from error
+
+        def _read(self) -> str:
+            try:
+                return self.path.expanduser().read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise CorpusError(
+                    f"cannot read the tokenizer {self.path} ({error}); "
+                    "set data.tokenizer.path to a tokenizer.json"
+                ) from error
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """What `Tokenizer.save` wrote into `folder`. Raises CheckpointError if it is missing or damaged."""
+    path = folder / FILE_NAME
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load the tokenizer {path}: {error}") from error
+
+
+def parse(text: str) -> Tokenizer:
+    """The inverse of `Tokenizer.dumps`. Raises ValueError if `text` is not a tokenizer."""
+    description = json.loads(text)
+    match description:
+        case {"heterodox": "byte"}:
+            return Byte()
+        case {"heterodox": "char", "characters": str(characters)} if characters:
+            return Char(characters)
+        case {"model": dict()}:
+            try:
+                return Subword(tokenizers.Tokenizer.from_str(text))
+            except Exception as error:  # the library raises plain Exception
+                raise ValueError(str(error)) from error
+    raise ValueError("it describes no tokenizer that is known here")
