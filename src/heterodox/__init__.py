@@ -1,0 +1,62 @@
+"""Train transformer language models by learning rules other than backpropagation, and compare them fairly with it.
+
+    import heterodox as hx
+
+    run = hx.train("recipes/quick/direct_feedback.yaml", overrides=["run.budget.steps=200"])
+    results = hx.compare(["recipes/quick"], seeds=3, out="runs/mine")
+
+Names are imported when they are first used, so that `import heterodox` alone stays light.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heterodox.api import compare, train
+    from heterodox.core.errors import CheckpointError, CorpusError, HeterodoxError, RecipeError
+    from heterodox.credit.direct_feedback import direct_gradients
+    from heterodox.credit.feedback import feedback_linear, feedback_path
+    from heterodox.credit.tape import record_layers
+    from heterodox.recipe import Recipe, load_recipe
+    from heterodox.report import write_report
+    from heterodox.run.load import load_run
+
+_HOMES = {
+    "CheckpointError": "core.errors",
+    "CorpusError": "core.errors",
+    "HeterodoxError": "core.errors",
+    "Recipe": "recipe",
+    "RecipeError": "core.errors",
+    "compare": "api",
+    "direct_gradients": "credit.direct_feedback",
+    "feedback_linear": "credit.feedback",
+    "feedback_path": "credit.feedback",
+    "load_recipe": "recipe",
+    "load_run": "run.load",
+    "record_layers": "credit.tape",
+    "train": "api",
+    "write_report": "report",
+}
+
+__all__ = [
+    "CheckpointError",
+    "CorpusError",
+    "HeterodoxError",
+    "Recipe",
+    "RecipeError",
+    "compare",
+    "direct_gradients",
+    "feedback_linear",
+    "feedback_path",
+    "load_recipe",
+    "load_run",
+    "record_layers",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'heterodox' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"heterodox.{_HOMES[name]}"), name)

@@ -1,0 +1,1 @@
+"""Fair comparisons: several recipes at the same seeds, with intervals."""

@@ -6,7 +6,7 @@ Every number here is over runs that finished with a finite loss. The others are 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from scipy.special import stdtrit
@@ -105,7 +105,7 @@ def usable(row: Mapping[str, Any]) -> bool:
     return row.get("status") == "finished" and is_finite(row.get("val_loss"))
 
 
-def is_finite(value: object) -> bool:
+def is_finite(value: object) -> TypeGuard[float]:
     """Whether `value` is a number, and neither infinite nor NaN."""
     return isinstance(value, int | float) and math.isfinite(value)
 

@@ -9,16 +9,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
+from typing import Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from typing_extensions import Self
 
 from heterodox.core.errors import RecipeError
 
 
-class Comm(ABC, AbstractContextManager["Comm"]):
+class Comm(AbstractContextManager["Comm"], ABC):
     """What the ranks of a run can ask of each other. Every method must be called by all ranks alike."""
 
     rank: int = 0

@@ -92,9 +92,7 @@ class Credit(Stateful, Protocol):
 class Update(Stateful, Protocol):
     """How the weights move."""
 
-    def apply(
-        self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float
-    ) -> None:
+    def apply(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float) -> None:
         """Move in place each parameter that `grads` names; `scale` multiplies the learning rate."""
         ...
 

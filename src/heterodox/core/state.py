@@ -4,7 +4,7 @@ A tree is a nested dict whose leaves are tensors or JSON values. `split` and `jo
 checkpoint holds: tensors under slash-joined paths (safetensors) and everything else (JSON).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -49,6 +49,12 @@ def join(tensors: dict[str, Tensor], values: Tree) -> Tree:
             node = node.setdefault(folder, {})
         node[key] = tensor
     return tree
+
+
+def map_tensors(tree: Tree, function: Callable[[Tensor], Tensor]) -> Tree:
+    """The same tree with `function` of every tensor."""
+    tensors, values = split(tree)
+    return join({path: function(tensor) for path, tensor in tensors.items()}, values)
 
 
 @torch.no_grad()

@@ -19,6 +19,10 @@ Origin = Literal["exact", "backprop", "feedback", "equilibrium", "critic", "froz
 ORIGINS: tuple[str, ...] = get_args(Origin)
 
 
+Alignment = dict[str, dict[str, float | None]]
+"""By parameter name: `cosine`, `norm_ratio` and `sign_agreement` with the exact gradient; None where undefined."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Token windows: `targets` are the `inputs` one position later; `ids` name the examples within their split."""
@@ -47,9 +51,7 @@ class Cost:
     flops: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.tokens + other.tokens, self.meta_tokens + other.meta_tokens, self.flops + other.flops
-        )
+        return Cost(self.tokens + other.tokens, self.meta_tokens + other.meta_tokens, self.flops + other.flops)
 
 
 @dataclass
@@ -75,4 +77,5 @@ class StepReport:
     grad_norm: Float[Tensor, ""]
     cost: Cost
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    alignment: dict[str, dict[str, float]] | None = None
+    alignment: Alignment | None = None
+    probe_seconds: float = 0.0

@@ -19,7 +19,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from heterodox.core import config
-from heterodox.core.held import hold
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree, restore
@@ -47,9 +46,7 @@ class DirectFeedback:
             }
             return DirectFeedback(matrices, elsewhere=self.elsewhere)
 
-    def __init__(
-        self, feedback: Mapping[str, Float[Tensor, "vocab width"]], *, elsewhere: Elsewhere = "local"
-    ) -> None:
+    def __init__(self, feedback: Mapping[str, Float[Tensor, "vocab width"]], *, elsewhere: Elsewhere = "local") -> None:
         self.feedback = dict(feedback)
         self.elsewhere = elsewhere
 

@@ -60,9 +60,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
 
 
-def gaussian(
-    shape: tuple[int, int], std: float, streams: Streams, *names: str
-) -> Float[Tensor, "fan_out fan_in"]:
+def gaussian(shape: tuple[int, int], std: float, streams: Streams, *names: str) -> Float[Tensor, "fan_out fan_in"]:
     """Independent normal entries, drawn from the `rule` stream of `names`."""
     return torch.randn(shape, generator=streams.generator("rule", *names)) * std
 

@@ -25,7 +25,6 @@ from heterodox.credit.backprop import differentiate
 from heterodox.credit.elsewhere import (
     Elsewhere,
     backprop_elsewhere,
-    elsewhere_names,
     feedback_manifest,
 )
 from heterodox.credit.feedback import feedback_path, gaussian, linear_layers

@@ -60,9 +60,7 @@ class Tape:
             self._last = (record.source, record.source.value())
         return self._last[1]
 
-    def gradients(
-        self, record: Record, delta: Float[Tensor, "*lead out"]
-    ) -> Iterator[tuple[str, Tensor]]:
+    def gradients(self, record: Record, delta: Float[Tensor, "*lead out"]) -> Iterator[tuple[str, Tensor]]:
         """The layer's own parameter gradients, given the error at its output (behind its activation, if any)."""
         if record.activation is not None:
             delta = _vjp(record.activation, record.preactivation, delta)
@@ -84,9 +82,7 @@ class Tape:
             rows = delta.sum_to_size(record.output_shape).flatten(0, -2)
             yield (
                 f"{name}.weight",
-                torch.zeros_like(layer.weight).index_add_(
-                    0, record.source.held.flatten(), rows.to(layer.weight.dtype)
-                ),
+                torch.zeros_like(layer.weight).index_add_(0, record.source.held.flatten(), rows.to(layer.weight.dtype)),
             )
 
     def _after_linear(self, name: str, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

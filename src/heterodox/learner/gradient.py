@@ -1,5 +1,6 @@
 """The step that all rules share: weights, signal, mean over ranks, clip, update."""
 
+import time
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from heterodox.core import config
 from heterodox.core.comm import Comm
 from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
 from heterodox.core.state import Tree
-from heterodox.core.types import Batch, StepReport
+from heterodox.core.types import Alignment, Batch, Signal, StepReport
 from heterodox.probe.alignment import alignment, exact_gradients
 
 
@@ -66,15 +67,22 @@ class Gradient:
         _seed(dropout_seed)
         weights = self.rating.weights(batch)
         signal = self.credit.signal(self.model, batch, weights, self.objective)
-        grads = signal.grads
-        self.comm.mean_([*grads.values(), signal.loss])
-        report = StepReport(signal.loss, _clip(grads, self.clip), signal.cost, signal.metrics)
-        if probe:
-            _seed(dropout_seed)
-            exact = exact_gradients(self.model, batch, weights, self.objective, self.comm)
-            report.alignment = alignment(grads, exact)
-        self.update.apply(self._parameters, grads, lr_scale)
-        return report
+        self.comm.mean_([*signal.grads.values(), signal.loss])
+        compared, seconds = self._compare(signal, batch, weights, dropout_seed) if probe else (None, 0.0)
+        norm = _clip(signal.grads, self.clip)
+        self.update.apply(self._parameters, signal.grads, lr_scale)
+        return StepReport(signal.loss, norm, signal.cost, signal.metrics, compared, seconds)
+
+    def _compare(
+        self, signal: Signal, batch: Batch, weights: Tensor, dropout_seed: int | None
+    ) -> tuple[Alignment, float]:
+        """The signal's alignment with the exact gradient, and the seconds that finding out took."""
+        if signal.loss.is_cuda:
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        _seed(dropout_seed)
+        exact = exact_gradients(self.model, batch, weights, self.objective, self.comm)
+        return alignment(signal.grads, exact), time.perf_counter() - began
 
     def state(self) -> Tree:
         parts = {

@@ -5,13 +5,12 @@ GELU is exact, and linear layers have no bias unless asked.
 """
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from heterodox.core import config
 from heterodox.core.protocols import ForwardFlops, LanguageModel

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from heterodox.core.comm import Comm
 from heterodox.core.protocols import LanguageModel, Objective
-from heterodox.core.types import Batch
+from heterodox.core.types import Alignment, Batch
 from heterodox.credit.backprop import differentiate
-
-Alignment = dict[str, dict[str, float | None]]
 
 
 def exact_gradients(

@@ -10,9 +10,7 @@ from heterodox.core.state import split
 from heterodox.core.types import Batch
 
 
-def activation_bytes(
-    model: LanguageModel, batch: Batch, weights: Tensor, objective: Objective, credit: Credit
-) -> int:
+def activation_bytes(model: LanguageModel, batch: Batch, weights: Tensor, objective: Objective, credit: Credit) -> int:
     """What one `credit.signal` holds for its backward half: tensors saved by autograd and those the rule keeps.
 
     Parameters and the rule's own state do not count; views of one storage count once. Works on the meta device

@@ -1,0 +1,1 @@
+"""Running a recipe: budgets, evaluation, checkpoints, the loop."""

@@ -56,9 +56,7 @@ class AdamW:
         self.moments: dict[str, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def apply(
-        self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float = 1.0
-    ) -> None:
+    def apply(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float = 1.0) -> None:
         decayed = [n for n in grads if self.decay == "all" or parameters[n].ndim >= 2]
         plain = [n for n in grads if not (self.decay == "all" or parameters[n].ndim >= 2)]
         for names, weight_decay in ((decayed, self.weight_decay), (plain, 0.0)):

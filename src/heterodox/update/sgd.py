@@ -46,9 +46,7 @@ class SGD:
         self.velocity: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def apply(
-        self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float = 1.0
-    ) -> None:
+    def apply(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float = 1.0) -> None:
         if not grads:
             return
         velocity: list[Tensor | None] = [None] * len(grads)

@@ -1,0 +1,5 @@
+"""`python -m heterodox`."""
+
+from heterodox.cli import main
+
+main()

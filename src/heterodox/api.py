@@ -1,0 +1,73 @@
+"""The Python face: what the command line does, as functions."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from heterodox.compare.study import Study, Watch
+from heterodox.core.errors import RecipeError
+from heterodox.recipe import Recipe, load_recipe
+from heterodox.run.recorder import Observer
+from heterodox.run.session import default_folder
+from heterodox.run.train import Run
+from heterodox.run.train import train as train_recipe
+
+Source = str | Path | Mapping[str, Any] | Recipe
+"""A recipe: a YAML file, plain data, or a `Recipe`."""
+
+
+def train(
+    recipe: Source,
+    *,
+    out: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+) -> Run:
+    """Train one recipe in the folder `out` (default: `runs/<name>-seed<seed>`); returns its folder, summary, model.
+
+    `overrides` are dotted `KEY=VALUE` strings. `observers` are told of every metrics row. Raises `RecipeError`,
+    `CorpusError` or `CheckpointError`.
+    """
+    resolved = load_recipe(recipe, overrides)
+    folder = Path(out) if out is not None else default_folder(resolved)
+    return train_recipe(resolved, folder, resume=resume, observers=observers)
+
+
+def compare(
+    recipes: Sequence[Source] | None = None,
+    *,
+    seeds: int = 1,
+    out: str | Path = "runs/compare",
+    overrides: Iterable[str] = (),
+    jobs: int | None = None,
+    watch: Watch | None = None,
+) -> dict[str, Any]:
+    """Train each recipe at each seed, write `results.json` and `report.html` in `out`; returns the results.
+
+    Without recipes it runs those of `recipes/quick/`. Finished runs found in `out` are kept, stopped ones go on.
+    """
+    overrides = list(overrides)
+    chosen = expand([quick_recipes()] if recipes is None else recipes)
+    return Study([load_recipe(r, overrides) for r in chosen], Path(out), num_seeds=seeds, jobs=jobs).run(watch)
+
+
+def expand(sources: Sequence[Source]) -> list[Source]:
+    """Folders among `sources` become the recipes in them, sorted; files whose names begin with `_` are bases."""
+    expanded: list[Source] = []
+    for source in sources:
+        if isinstance(source, (str, Path)) and Path(source).is_dir():
+            found = sorted(p for p in Path(source).glob("*.yaml") if not p.name.startswith("_"))
+            if not found:
+                raise RecipeError(f"folder {source} holds no recipe (*.yaml)")
+            expanded += found
+        else:
+            expanded.append(source)
+    return expanded
+
+
+def quick_recipes() -> Path:
+    """The folder of the recipes that `compare` runs when it is given none."""
+    package = Path(__file__).parent
+    installed = package / "recipes" / "quick"
+    return installed if installed.is_dir() else package.parents[1] / "recipes" / "quick"

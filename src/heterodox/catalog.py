@@ -1,0 +1,48 @@
+"""The one list of what exists. A new part is one line here, and everything else finds it."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from heterodox.core.config import Config
+from heterodox.credit import Backprop, DirectFeedback, FeedbackAlignment, HeadOnly
+from heterodox.learner import Gradient
+from heterodox.model import GPT
+from heterodox.objective import CrossEntropy
+from heterodox.rating import Uniform
+from heterodox.update import SGD, AdamW
+
+ModelConfig = GPT.Config
+ObjectiveConfig = CrossEntropy.Config
+RatingConfig = Uniform.Config
+CreditConfig = Annotated[
+    Backprop.Config | FeedbackAlignment.Config | DirectFeedback.Config | HeadOnly.Config,
+    Field(discriminator="name"),
+]
+UpdateConfig = Annotated[SGD.Config | AdamW.Config, Field(discriminator="name")]
+LearnerConfig = Gradient.Config
+
+PARTS: dict[str, tuple[type, ...]] = {
+    "model": (GPT,),
+    "objective": (CrossEntropy,),
+    "rating": (Uniform,),
+    "credit": (Backprop, FeedbackAlignment, DirectFeedback, HeadOnly),
+    "update": (SGD, AdamW),
+    "learner": (Gradient,),
+}
+"""Every part by slot."""
+
+
+def part_name(part: type) -> str:
+    """The name by which recipes call a part."""
+    return part_config(part).model_fields["name"].default
+
+
+def part_config(part: type) -> type[Config]:
+    """A part's recipe section."""
+    return part.Config  # pyrefly: ignore[missing-attribute]
+
+
+def find(name: str) -> list[tuple[str, type]]:
+    """Slots and parts called `name`; a slot may have a part of the same name as another slot's."""
+    return [(slot, part) for slot, parts in PARTS.items() for part in parts if part_name(part) == name]

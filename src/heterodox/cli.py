@@ -1,0 +1,223 @@
+"""The command line. Results go to standard output, progress and errors to standard error.
+
+Exit codes: 0 done, 1 a run diverged or failed, 2 bad input, 128 + n stopped by signal n.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from heterodox.core.errors import HeterodoxError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Train transformers by learning rules other than backpropagation, and compare them fairly with it.",
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, e.g. `update.lr=3e-4`."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+CheckpointOption = Annotated[str | None, typer.Option(help="Which checkpoint; default: the latest.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<name>-seed<seed>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in the folder.")] = False,
+    checkpoint: Annotated[str | None, typer.Option(help="With --resume: go on from this one.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one recipe."""
+    from heterodox.log.console import training_summary
+    from heterodox.log.progress import TrainingProgress
+    from heterodox.recipe import load_recipe
+    from heterodox.run.session import default_folder
+    from heterodox.run.train import train as train_recipe
+
+    resolved = load_recipe(recipe, overrides or ())
+    folder = out or default_folder(resolved)
+    budget = resolved.run.budget
+    console = Console(stderr=True, quiet=quiet or os.environ.get("RANK", "0") != "0")
+    with TrainingProgress(resolved.name, budget.unit, budget.limit, console) as progress:
+        run = train_recipe(resolved, folder, resume=resume, checkpoint=checkpoint, observers=[progress])
+    if os.environ.get("RANK", "0") == "0":
+        _answer(run.summary, training_summary(run.summary, run.folder), as_json, quiet)
+    if run.signal is not None and run.summary["status"] == "interrupted":
+        raise typer.Exit(128 + run.signal)
+    if run.summary["status"] == "diverged":
+        print(run.summary["message"], file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="Recipe files or folders; default: the quick ones."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each recipe.")] = 1,
+    out: Annotated[Path, typer.Option(help="The study's folder.")] = Path("runs/compare"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; default: one per core or GPU.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train several recipes at the same seeds and report how they compare."""
+    from heterodox.api import expand, quick_recipes
+    from heterodox.compare.study import Study
+    from heterodox.log.console import comparison_summary
+    from heterodox.log.progress import StudyProgress
+    from heterodox.recipe import load_recipe
+
+    given = arguments or []
+    overrides = [argument for argument in given if "=" in argument]
+    sources = expand([argument for argument in given if "=" not in argument] or [quick_recipes()])
+    study = Study([load_recipe(source, overrides) for source in sources], out, num_seeds=seeds, jobs=jobs)
+    with StudyProgress(Console(stderr=True)) as progress:
+        results = study.run(progress.update)
+    _answer(results, comparison_summary(results, out), as_json)
+    if results["interrupted"]:
+        raise typer.Exit(128 + results["interrupted"])
+    if any(row["status"] == "failed" for row in results["runs"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def generate(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 300,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Keep the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Keep the likeliest tokens of this mass.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    checkpoint: CheckpointOption = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Let a trained model write."""
+    from heterodox.run.generate_run import generate_run
+
+    say = (lambda text: None) if as_json else (lambda text: print(text, end="", flush=True))
+    say(prompt)
+    text = generate_run(
+        run, prompt, tokens,
+        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, checkpoint=checkpoint, device=device,
+        on_text=say,
+    )  # fmt: skip
+    say("\n")
+    if as_json:
+        print(json.dumps({"prompt": prompt, "text": text}))
+
+
+@app.command()
+def probe(
+    run: RunArgument,
+    batches: Annotated[int, typer.Option(min=1, help="Training batches to average over.")] = 1,
+    checkpoint: CheckpointOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a run's rule with the exact gradient, parameter by parameter."""
+    from heterodox.log.console import alignment_table
+    from heterodox.run.probe_run import probe_run
+
+    report = probe_run(run, checkpoint, batches)
+    _answer(report, alignment_table(report), as_json)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    form: Annotated[str, typer.Option("--format", help="safetensors, or gpt2 (for transformers).")] = "safetensors",
+    out: Annotated[Path | None, typer.Option(help="Default: export.safetensors or gpt2/ in the run folder.")] = None,
+    checkpoint: CheckpointOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's model in another program's format."""
+    from heterodox.run.export import export_run
+
+    default = run / ("export.safetensors" if form == "safetensors" else form)
+    written = export_run(run, form, out or default, checkpoint)
+    _answer({"format": form, "path": str(written)}, f"wrote {written}", as_json)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Study or run folders.")],
+    out: Annotated[Path | None, typer.Option(help="Default: report.html in the first folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the HTML report of one or more studies or runs."""
+    from heterodox.report import write_report
+
+    written = write_report(folders, out or folders[0] / "report.html")
+    _answer({"path": str(written)}, f"wrote {written}", as_json)
+
+
+@app.command("list")
+def list_parts(as_json: AsJson = False) -> None:
+    """List every part of every slot."""
+    from heterodox.describe import list_catalog
+    from heterodox.log.console import catalog_table
+
+    parts = list_catalog()
+    _answer(parts, catalog_table(parts), as_json)
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A part's name, as `heterodox list` shows it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Explain a part: its idea, its options, and where each parameter's signal comes from."""
+    from heterodox.describe import explain_part
+    from heterodox.log.console import explanation
+
+    described = explain_part(name)
+    _answer(described, explanation(described), as_json)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Parameters, memory, FLOPs and tokens of a recipe. Trains nothing."""
+    from heterodox.log.console import plan_table
+    from heterodox.recipe import load_recipe
+    from heterodox.run.plan import plan as plan_recipe
+
+    answer = plan_recipe(load_recipe(recipe, overrides or ()))
+    _answer(answer, plan_table(answer), as_json)
+
+
+def _answer(data: Any, shown: Any, as_json: bool, quiet: bool = False) -> None:
+    """The answer on standard output: as JSON, or as a person reads it."""
+    if as_json:
+        print(json.dumps(data, indent=1))
+    elif not quiet:
+        Console(width=None if sys.stdout.isatty() else 160).print(shown, highlight=False)
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend become one line and exit code 2."""
+    try:
+        app()
+    except HeterodoxError as error:
+        print(f"heterodox: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,148 @@
+"""The runs of a study: one process each, as many side by side as there are cores.
+
+A process of its own keeps a run's failure, its memory and its threads to itself.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from heterodox.core.errors import CheckpointError
+from heterodox.log.jsonl import last_rows
+from heterodox.recipe import Recipe
+from heterodox.run.folder import RunFolder, first_difference
+
+State = Literal["waiting", "running", "finished", "diverged", "interrupted", "failed"]
+
+
+@dataclass
+class Job:
+    """One recipe at one seed, in its own folder."""
+
+    recipe: Recipe
+    folder: RunFolder
+    status: State = "waiting"
+    message: str | None = None
+    share: float = 0.0
+    share_at_start: float = 0.0
+    val_loss: float | None = None
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.folder.path / "log.txt"
+
+    def find(self) -> None:
+        """See what an earlier study left in the folder. Raises `CheckpointError` if it is another recipe's run."""
+        if not self.folder.exists():
+            return
+        difference = first_difference(self.folder.read_recipe(), self.recipe.dump())
+        if difference:
+            key, there, here = difference
+            raise CheckpointError(
+                f"{self.folder.path} holds a run of another recipe: {key} is {there!r} there and {here!r} here; "
+                "pass another --out"
+            )
+        summary = self.summary()
+        if summary and summary["status"] in ("finished", "diverged"):
+            self.status, self.share = summary["status"], 1.0
+            self.val_loss, self.message = summary["val_loss"], summary["message"]
+        self.share_at_start = self.share
+
+    def summary(self) -> dict[str, Any] | None:
+        path = self.folder.path / "summary.json"
+        return self.folder.read_json("summary.json") if path.exists() else None
+
+    def start(self, device: str | None) -> None:
+        self.folder.create()
+        recipe = self.folder.path / ".job.yaml"
+        recipe.write_text(self.recipe.to_yaml(), encoding="utf-8")
+        (self.folder.path / "summary.json").unlink(missing_ok=True)
+        command = [sys.executable, "-m", "heterodox", "train", str(recipe), "--resume", "--quiet"]
+        command += ["--out", str(self.folder.path)]
+        environment = dict(os.environ) if device is None else os.environ | {"CUDA_VISIBLE_DEVICES": device}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
+            )
+        self.status = "running"
+
+    def poll(self) -> None:
+        """Look at the process and at its metrics."""
+        assert self.process is not None
+        code = self.process.poll()
+        budget = self.recipe.run.budget
+        for row in last_rows(self.folder.metrics):
+            if row["kind"] in ("train", "eval"):
+                used = row["tokens"] + row["meta_tokens"] if budget.unit == "tokens" else row[_KEYS[budget.unit]]
+                self.share = min(1.0, used / budget.limit)
+                self.share_at_start = self.share_at_start or self.share
+            if row["kind"] == "eval":
+                self.val_loss = row["val_loss"]
+        if code is None:
+            return
+        self.process = None
+        summary = self.summary()
+        if summary:
+            self.status, self.message = summary["status"], summary["message"]
+            self.val_loss = summary["val_loss"]
+        else:
+            self.status, self.message = "failed", self._last_words(code)
+
+    def _last_words(self, code: int) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"{lines[-1]} ({ended}; see {self.log})"
+
+
+_KEYS = {"steps": "step", "flops": "flops", "seconds": "seconds"}
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    slots: Sequence[str | None],
+    watch: Callable[[], None],
+    interrupted: Callable[[], bool],
+    interval: float = 0.5,
+) -> None:
+    """Run the waiting jobs, one per slot at a time (a slot is a CUDA device, or None for the CPU).
+
+    When `interrupted`, the running ones are asked to checkpoint and stop, and no other is started.
+    """
+    free = list(slots)
+    held: dict[int, str | None] = {}
+    asked = False
+    while True:
+        stop = interrupted()
+        for index, job in enumerate(jobs):
+            if job.status == "waiting" and free and not stop:
+                held[index] = free.pop(0)
+                job.start(held[index])
+        running = [(index, job) for index, job in enumerate(jobs) if job.status == "running"]
+        if stop and not asked:
+            asked = True
+            for _, job in running:
+                if job.process is not None:
+                    job.process.send_signal(signal.SIGTERM)
+        for index, job in running:
+            job.poll()
+            if job.process is None:
+                free.append(held.pop(index))
+        watch()
+        if not any(job.status == "running" for job in jobs) and (
+            stop or not any(job.status == "waiting" for job in jobs)
+        ):
+            return
+        time.sleep(interval)

@@ -1,0 +1,130 @@
+"""A study: several recipes at the same seeds on the same corpus, and what came of it."""
+
+import datetime
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heterodox.compare import statistics
+from heterodox.compare.jobs import Job, run_jobs
+from heterodox.core.errors import RecipeError
+from heterodox.recipe import Recipe, check
+from heterodox.report import write_report
+from heterodox.run.folder import RunFolder, write_atomically
+from heterodox.run.interrupt import Interrupt
+from heterodox.run.session import choose_device, cores
+
+Watch = Callable[[Sequence[Job], float], None]
+
+
+class Study:
+    """The jobs of a comparison in a folder. Raises `RecipeError` for recipes that cannot be compared."""
+
+    def __init__(self, recipes: Sequence[Recipe], out: Path, *, num_seeds: int, jobs: int | None = None) -> None:
+        if not recipes:
+            raise RecipeError("nothing to compare: give at least one recipe")
+        names = [recipe.name for recipe in recipes]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise RecipeError(f"two recipes are called {min(twice)!r}; give each a `name` of its own")
+        self.out = out
+        self.recipes = list(recipes)
+        self.seeds = [recipes[0].seed + offset for offset in range(num_seeds)]
+        self.baseline = next((r.name for r in recipes if r.credit.name == "backprop"), names[0])
+        self.slots = self._slots(jobs, len(recipes) * num_seeds)
+        threads = max(1, cores() // len(self.slots))
+        self.jobs = [
+            Job(_at(recipe, seed, threads), RunFolder(out / "runs" / recipe.name / f"seed-{seed}"))
+            for seed in self.seeds
+            for recipe in recipes
+        ]
+
+    def _slots(self, jobs: int | None, num_runs: int) -> list[str | None]:
+        if choose_device(self.recipes[0].run.device) == "cpu":
+            return [None] * min(jobs or cores(), num_runs)
+        return [str(index % torch.cuda.device_count()) for index in range(jobs or torch.cuda.device_count())]
+
+    def run(self, watch: Watch | None = None) -> dict[str, Any]:
+        """Train what is not finished yet, then write `results.json` and `report.html`; returns the results.
+
+        A run that fails is noted and the others go on. After SIGINT or SIGTERM the running ones checkpoint, the
+        results hold what there is, and `interrupted` in them holds the signal's number.
+        """
+        corpora = {recipe.data.model_dump_json(): recipe.data.build() for recipe in self.recipes}
+        RunFolder(self.out).create()
+        for job in self.jobs:
+            job.find()
+        began = time.monotonic()
+        with Interrupt() as interrupt:
+            run_jobs(
+                self.jobs,
+                slots=self.slots,
+                watch=(lambda: watch(self.jobs, time.monotonic() - began)) if watch else nullcontext,
+                interrupted=lambda: interrupt.received is not None,
+            )
+        results = self._results(next(iter(corpora.values())).describe())
+        results["interrupted"] = interrupt.received
+        results["elapsed_seconds"] = time.monotonic() - began
+        write_results(self.out, results)
+        if any(row["status"] != "waiting" for row in results["runs"]):
+            write_report([self.out], self.out / "report.html")
+        return results
+
+    def _results(self, corpus: dict[str, Any]) -> dict[str, Any]:
+        rows = [_row(job, self.out) for job in self.jobs]
+        return {
+            "format": 1,
+            "baseline": self.baseline,
+            "recipes": [{"name": r.name, "description": r.description} for r in self.recipes],
+            "seeds": self.seeds,
+            "corpus": corpus,
+            "versions": {
+                "heterodox": version("heterodox"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "device": choose_device(self.recipes[0].run.device),
+            "jobs": len(self.slots),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(["heterodox", *sys.argv[1:]]),
+            "runs": rows,
+            "table": statistics.table(rows, self.baseline),
+        }
+
+
+def _at(recipe: Recipe, seed: int, threads: int) -> Recipe:
+    data = recipe.dump()
+    data["seed"] = seed
+    if data["run"]["threads"] is None:
+        data["run"]["threads"] = threads
+    return check(data)
+
+
+def _row(job: Job, out: Path) -> dict[str, Any]:
+    """The run's summary, or as much of one as a run without a summary has."""
+    summary = job.summary() if job.status not in ("waiting", "running") else None
+    empty = dict.fromkeys(_SUMMARY_KEYS)
+    row = empty | {"recipe": job.recipe.name, "credit": job.recipe.credit.name, "seed": job.recipe.seed}
+    row |= summary or {"status": job.status, "message": job.message}
+    row.pop("corpus", None)
+    return row | {"run": str(job.folder.path.relative_to(out))}
+
+
+_SUMMARY_KEYS = (
+    "steps", "tokens", "meta_tokens", "flops", "seconds", "wall_seconds", "val_loss", "val_bits_per_byte",
+    "test_loss", "activation_bytes", "peak_memory_bytes", "parameters", "active_parameters", "corpus_sha256",
+    "unigram_loss", "floor_loss",
+)  # fmt: skip
+
+
+def write_results(out: Path, results: dict[str, Any]) -> None:
+    write_atomically(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")

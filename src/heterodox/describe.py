@@ -1,0 +1,64 @@
+"""What the catalogue says of itself: the answers of `heterodox list` and `heterodox explain`."""
+
+import inspect
+import sys
+from typing import Any
+
+from heterodox import catalog
+from heterodox.core.errors import RecipeError, nearest
+from heterodox.core.rng import Streams
+from heterodox.model import GPT
+
+
+def list_catalog() -> list[dict[str, str]]:
+    """Slot, name and one-line description of every part."""
+    return [
+        {"slot": slot, "name": catalog.part_name(part), "description": _module_doc(part).split("\n")[0]}
+        for slot, parts in catalog.PARTS.items()
+        for part in parts
+    ]
+
+
+def explain_part(name: str) -> dict[str, Any]:
+    """Slot, module documentation and options of the part called `name`, and a credit rule's manifest on a small GPT.
+
+    Raises `RecipeError` for a name that the catalogue does not have.
+    """
+    found = catalog.find(name)
+    if not found:
+        known = [catalog.part_name(part) for parts in catalog.PARTS.values() for part in parts]
+        raise RecipeError(f"there is no part {name!r}{nearest(name, known)}")
+    slot, part = found[0]
+    config = catalog.part_config(part)
+    options = [
+        {
+            "name": key,
+            "type": _type_name(field.annotation),
+            "default": field.default,
+            "description": field.description or "",
+        }
+        for key, field in config.model_fields.items()
+        if key != "name"
+    ]
+    answer = {"slot": slot, "name": name, "documentation": _module_doc(part), "options": options}
+    if slot == "credit":
+        answer["manifest"] = _manifest(part)
+    return answer
+
+
+def _manifest(part: type) -> dict[str, str]:
+    """Where each parameter's signal comes from, in a GPT of one block, at the rule's default options."""
+    streams = Streams(0)
+    model = GPT.Config(layers=1, heads=1, width=8, context=4).build(16, streams)
+    rule = catalog.part_config(part)().build(model, streams)  # pyrefly: ignore[missing-attribute]
+    return dict(rule.manifest(model))
+
+
+def _module_doc(part: type) -> str:
+    return inspect.cleandoc(sys.modules[part.__module__].__doc__ or "")
+
+
+def _type_name(annotation: Any) -> str:
+    if getattr(annotation, "__args__", None):
+        return str(annotation).replace("typing.", "").removeprefix("Literal").strip("[]").replace(", ", " | ")
+    return getattr(annotation, "__name__", str(annotation))

@@ -1,0 +1,122 @@
+"""Answers as a person reads them in the terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from heterodox.log import units
+
+
+def final_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> Table:
+    """The result of a comparison, as `statistics.table` computed it."""
+    table = Table(title=None)
+    for column in ("rule", "val loss", f"minus {baseline}", "gap closed", "test loss", "bits/byte"):
+        table.add_column(column, justify="left" if column == "rule" else "right", no_wrap=True)
+    for column in ("FLOPs", "seconds", "held", "seeds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        failed = f" ({row['failed']} failed)" if row["failed"] else ""
+        table.add_row(
+            row["recipe"],
+            units.interval(row["val_loss"]),
+            "" if row["recipe"] == baseline else units.interval(row["difference"], sign=True),
+            units.percent(row["gap_closed"]),
+            units.interval(row["test_loss"]),
+            units.number(row["val_bits_per_byte"]),
+            units.count(row["flops"]),
+            units.number(row["seconds"], 1),
+            units.size(row["activation_bytes"]),
+            f"{row['seeds']}{failed}",
+        )
+    return table
+
+
+def comparison_summary(results: Mapping[str, Any], out: Path) -> RenderableType:
+    """The final table, its reference lines, what went wrong, and where the report is."""
+    done = [row for row in results["runs"] if row["status"] == "finished"]
+    lines = []
+    if done:
+        floor = f", entropy floor {done[0]['floor_loss']:.3f}" if done[0]["floor_loss"] is not None else ""
+        seeds = len(results["seeds"])
+        spread = "95 % intervals over seeds" if seeds > 1 else "one seed, so no intervals"
+        lines.append(f"nats per token; unigram {done[0]['unigram_loss']:.3f}{floor}; {spread}")
+    for row in results["runs"]:
+        if row["status"] != "finished":
+            lines.append(f"{row['recipe']} seed {row['seed']} {row['status']}: {row['message'] or ''}")
+    lines.append(f"{units.duration(results['elapsed_seconds'])} in all; report: {out / 'report.html'}")
+    return Group(final_table(results["table"], results["baseline"]), *lines)
+
+
+def training_summary(summary: Mapping[str, Any], folder: Path) -> str:
+    """Three lines on a run."""
+    loss = units.number(summary["val_loss"])
+    bits = units.number(summary["val_bits_per_byte"])
+    return (
+        f"{summary['recipe']} seed {summary['seed']}: {summary['status']} after {summary['steps']} steps\n"
+        f"val loss {loss} nats per token ({bits} bits per byte; unigram {summary['unigram_loss']:.3f})\n"
+        f"{units.count(summary['flops'])}FLOPs, {units.duration(summary['seconds'])} of training; {folder}"
+    )
+
+
+def alignment_table(report: Sequence[Mapping[str, Any]]) -> Table:
+    """Cosine, norm ratio and sign agreement per parameter."""
+    table = Table()
+    table.add_column("parameter")
+    for measure in ("cosine", "norm ratio", "sign agreement"):
+        table.add_column(measure, justify="right")
+    for row in report:
+        table.add_row(row["parameter"], *(units.number(row[m]) for m in ("cosine", "norm_ratio", "sign_agreement")))
+    return table
+
+
+def catalog_table(parts: Sequence[Mapping[str, str]]) -> Table:
+    """Every part by slot."""
+    table = Table()
+    for column in ("slot", "name", "what it is"):
+        table.add_column(column)
+    previous = None
+    for part in parts:
+        table.add_row(part["slot"] if part["slot"] != previous else "", part["name"], part["description"])
+        previous = part["slot"]
+    return table
+
+
+def explanation(part: Mapping[str, Any]) -> RenderableType:
+    """A part's documentation, options and manifest."""
+    shown: list[RenderableType] = [f"{part['slot']}: {part['name']}\n", part["documentation"]]
+    if part["options"]:
+        table = Table(title="options", title_justify="left")
+        for column in ("option", "type", "default", ""):
+            table.add_column(column)
+        for option in part["options"]:
+            table.add_row(option["name"], option["type"], str(option["default"]), option["description"])
+        shown += ["", table]
+    if "manifest" in part:
+        table = Table(title="where each parameter's signal comes from", title_justify="left")
+        table.add_column("parameter")
+        table.add_column("origin")
+        for name, origin in part["manifest"].items():
+            table.add_row(name, origin)
+        shown += ["", table]
+    return Group(*shown)
+
+
+def plan_table(plan: Mapping[str, Any]) -> Table:
+    """What a recipe would cost."""
+    table = Table(title=plan["recipe"], title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("how much", justify="right")
+    table.add_row("parameters", f"{plan['parameters']:,}")
+    table.add_row("  of them trained", f"{plan['trained_parameters']:,}")
+    for name, amount in plan["memory_bytes"].items():
+        table.add_row(f"memory: {name.replace('_', ' ')}", units.size(amount))
+    table.add_row("FLOPs per step", units.count(plan["per_step"]["flops"]))
+    table.add_row("tokens per step", f"{plan['per_step']['tokens']:,}")
+    for key in ("steps", "tokens", "meta_tokens"):
+        table.add_row(key.replace("_", " "), "" if plan[key] is None else f"{plan[key]:,}")
+    table.add_row("FLOPs", units.count(plan["flops"]))
+    table.add_row("epochs of the train split", units.number(plan["epochs"], 2))
+    return table

@@ -1,0 +1,167 @@
+"""Recipes: a YAML file plus dotted overrides, checked as a whole before anything runs."""
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from heterodox import catalog
+from heterodox.core.config import Config
+from heterodox.core.errors import RecipeError
+from heterodox.data import DataConfig
+from heterodox.recipe_errors import one_line
+from heterodox.run.config import LogConfig, RunConfig
+
+SLOTS = ("model", "objective", "rating", "credit", "update", "learner")
+
+
+class Tuning(Config):
+    """How this recipe's settings were found, for the sceptic."""
+
+    trials: int = Field(ge=0, description="runs spent on this rule")
+    seeds: int = Field(1, ge=1, description="seeds of each trial")
+    searched: dict[str, list[Any]] = Field({}, description="values tried, by dotted key")
+    note: str = ""
+
+
+class Recipe(Config):
+    """Everything that a run depends on."""
+
+    name: str = Field("unnamed", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    data: DataConfig = DataConfig()  # pyrefly: ignore[missing-argument]
+    model: catalog.ModelConfig = catalog.GPT.Config()  # pyrefly: ignore[missing-argument]
+    objective: catalog.ObjectiveConfig = catalog.CrossEntropy.Config()
+    rating: catalog.RatingConfig = catalog.Uniform.Config()
+    credit: catalog.CreditConfig = catalog.Backprop.Config()
+    update: catalog.UpdateConfig = catalog.AdamW.Config()  # pyrefly: ignore[missing-argument]
+    learner: catalog.LearnerConfig = catalog.Gradient.Config()  # pyrefly: ignore[missing-argument]
+    run: RunConfig = RunConfig()  # pyrefly: ignore[missing-argument]
+    log: LogConfig = LogConfig()
+    tuning: Tuning | None = None
+
+    @field_validator(*SLOTS, mode="before")
+    @classmethod
+    def _name_alone(cls, value: object) -> object:
+        """`credit: direct_feedback` is short for `credit: {name: direct_feedback}`."""
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        reasons = [reason for slot in SLOTS for reason in getattr(self, slot).refusals(self)]
+        if reasons:
+            raise ValueError("; ".join(reasons))
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """The resolved recipe as plain data."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(source: "str | Path | Mapping[str, Any] | Recipe", overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe in a YAML file, a dict, or a recipe, with `KEY=VALUE` overrides on top.
+
+    Raises `RecipeError` with one line that names the key, what was found and the nearest valid key.
+    """
+    if isinstance(source, Recipe):
+        data: dict[str, Any] = source.dump()
+    elif isinstance(source, Mapping):
+        data = copy.deepcopy(dict(source))
+    else:
+        data = read(Path(source))
+        data.setdefault("name", Path(source).stem)
+    for override in overrides:
+        apply_override(data, override)
+    return check(data)
+
+
+def check(data: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain data."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(one_line(error, Recipe)) from None
+
+
+def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The raw content of a recipe file, laid over the file that its `base:` names."""
+    if path.resolve() in above:
+        raise RecipeError(f"recipe {path} is its own base")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"recipe {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}") from None
+    try:
+        data = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"recipe {path} holds {type(data).__name__}, expected a mapping of sections")
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    return merge(read(path.parent / base, (*above, path.resolve())), data)
+
+
+def merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` over `base`, key by key. A part of another name replaces the base's part as a whole."""
+    result = dict(base)
+    for key, value in top.items():
+        below = result.get(key)
+        if isinstance(below, dict) or isinstance(value, dict):  # `credit: x` is short for `credit: {name: x}`
+            below, value = _section(below), _section(value)
+            if value.get("name", below.get("name")) == below.get("name"):
+                value = merge(below, value)
+        result[key] = value
+    return result
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one dotted `KEY=VALUE`, the value read as YAML. Naming another part starts that slot afresh."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r} is not of the form KEY=VALUE")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise RecipeError(f"override {override!r}: the value is not YAML") from None
+    *folders, leaf = key.split(".")
+    node = data
+    for folder in folders:
+        node[folder] = _section(node.get(folder))
+        node = node[folder]
+    if leaf == "name" and folders and node.get("name") != value:
+        node.clear()
+    node[leaf] = value
+    if folders and folders[-1] == "budget":  # one unit at a time
+        for other in node.keys() - {leaf}:
+            del node[other]
+
+
+def _section(value: object) -> dict[str, Any]:
+    """A section to write into: a copy of the one there is, or the named part's, or an empty one."""
+    if isinstance(value, str):
+        return {"name": value}
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 but for one thing: `1e-3` is a number, as in YAML 1.2."""
+
+
+_Loader.yaml_implicit_resolvers = copy.deepcopy(yaml.SafeLoader.yaml_implicit_resolvers)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)

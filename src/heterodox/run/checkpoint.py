@@ -1,0 +1,114 @@
+"""Checkpoints: folders of safetensors and JSON that are whole or not there.
+
+A checkpoint is written under a temporary name, synced and renamed, so that a crash or a full disk leaves the previous
+one as it was. Each file's SHA-256 is kept beside it: a damaged checkpoint is named, not loaded.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from heterodox.core.errors import CheckpointError
+from heterodox.core.state import Tree, join, split
+
+_PARTS = ("model", "state")
+
+
+class Checkpoints:
+    """The checkpoints of one run: `step-00000500/` and so on, the latest `keep` of them."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def names(self) -> list[str]:
+        """The complete checkpoints, oldest first."""
+        return sorted(path.name for path in self.folder.glob("step-*") if path.is_dir())
+
+    def save(self, step: int, model: Tree, state: Tree, values: Tree) -> Path:
+        """Write the checkpoint of `step` and drop those beyond `keep`. Raises `CheckpointError` if it cannot."""
+        target = self.folder / f"step-{step:08d}"
+        if target.exists():
+            return target
+        temporary = self.folder / f".writing-{target.name}"
+        try:
+            self._clear_leftovers()
+            temporary.mkdir(parents=True)
+            self._write(temporary, {"model": model, "state": state}, values)
+            temporary.rename(target)
+            _sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            kept = self.names()
+            left = f"; {kept[-1]} is intact" if kept else ""
+            raise CheckpointError(f"cannot write checkpoint {target}: {error}{left}") from None
+        for name in self.names()[: -self.keep]:
+            shutil.rmtree(self.folder / name)
+        return target
+
+    def load(self, name: str | None = None) -> tuple[Tree, Tree, Tree]:
+        """The model, the state and the values of the checkpoint `name`, by default the latest.
+
+        Raises `CheckpointError` if there is none or it is damaged, and then names the previous one.
+        """
+        names = self.names()
+        if not names:
+            raise CheckpointError(f"{self.folder} holds no checkpoint")
+        name = name or names[-1]
+        if name not in names:
+            raise CheckpointError(f"{self.folder} holds no {name!r}; there is {', '.join(names)}")
+        try:
+            return self._read(self.folder / name)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            older = [other for other in names if other < name]
+            offer = f"; go back to the previous one with --checkpoint {older[-1]}" if older else ""
+            raise CheckpointError(f"checkpoint {self.folder / name} is damaged: {error}{offer}") from None
+
+    def _write(self, folder: Path, trees: dict[str, Tree], values: Tree) -> None:
+        document: Tree = {"values": values, "trees": {}, "sha256": {}}
+        for part in _PARTS:
+            tensors, document["trees"][part] = split(trees[part])
+            path = folder / f"{part}.safetensors"
+            save_file({name: t.cpu() for name, t in tensors.items()}, path)
+            document["sha256"][part] = _sha256(path)
+            _sync(path)
+        body = json.dumps(document, indent=1)
+        path = folder / "state.json"
+        path.write_text(json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest()}) + "\n" + body)
+        _sync(path)
+        _sync(folder)
+
+    def _read(self, folder: Path) -> tuple[Tree, Tree, Tree]:
+        head, _, body = (folder / "state.json").read_text().partition("\n")
+        if json.loads(head)["sha256"] != hashlib.sha256(body.encode()).hexdigest():
+            raise ValueError("state.json does not match its checksum")
+        document = json.loads(body)
+        trees: list[Tree] = []
+        for part in _PARTS:
+            path = folder / f"{part}.safetensors"
+            if _sha256(path) != document["sha256"][part]:
+                raise ValueError(f"{path.name} does not match its checksum")
+            trees.append(join(load_file(path), document["trees"][part]))
+        return trees[0], trees[1], document["values"]
+
+    def _clear_leftovers(self) -> None:
+        for path in self.folder.glob(".writing-*"):
+            shutil.rmtree(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

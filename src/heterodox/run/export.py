@@ -1,0 +1,96 @@
+"""A run's weights in formats that other programs read."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.model import GPT
+from heterodox.run.load import load_run
+
+Format = Literal["safetensors", "gpt2"]
+FORMATS: tuple[str, ...] = get_args(Format)
+
+
+def export_run(path: Path, form: str, out: Path, checkpoint: str | None = None) -> Path:
+    """Write the run's model to `out`.
+
+    - `safetensors`: one file of weights under heterodox's names, the resolved recipe in its metadata.
+    - `gpt2`: a folder that `transformers.GPT2LMHeadModel.from_pretrained` opens, with the same logits.
+    """
+    if form not in FORMATS:
+        raise RecipeError(f"there is no export format {form!r}; known: {', '.join(FORMATS)}")
+    if out.exists():
+        raise CheckpointError(f"{out} already exists; give another --out")
+    run = load_run(path, checkpoint)
+    weights = {name: tensor.contiguous() for name, tensor in run.model.state_dict().items()}
+    try:
+        if form == "safetensors":
+            out.parent.mkdir(parents=True, exist_ok=True)
+            metadata = {"recipe": json.dumps(run.recipe.dump()), "step": str(run.step)}
+            save_file(weights, out, metadata)
+            return out
+        assert isinstance(run.model, GPT)
+        out.mkdir(parents=True)
+        save_file(_as_gpt2(weights), out / "model.safetensors", {"format": "pt"})
+        config = json.dumps(_gpt2_config(run.recipe.model, run.model), indent=1)
+        (out / "config.json").write_text(config + "\n")
+        run.tokenizer.save(out)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out}: {error.strerror or error}") from None
+    return out
+
+
+def _as_gpt2(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our weights under GPT-2's names: q, k, v side by side, matrices transposed, absent biases zero."""
+    renamed: dict[str, Tensor] = {
+        "transformer.wte.weight": weights["tok_emb.weight"],
+        "transformer.wpe.weight": weights["pos_emb.weight"],
+        "lm_head.weight": weights["head.weight"],
+    }
+
+    def bias(source: str) -> Tensor:
+        weight = weights[f"{source}.weight"]
+        return weights.get(f"{source}.bias", weight.new_zeros(weight.shape[0]))
+
+    def norm(source: str, target: str) -> None:
+        renamed[f"{target}.weight"] = weights[f"{source}.weight"]
+        renamed[f"{target}.bias"] = bias(source)
+
+    def linear(sources: list[str], target: str) -> None:
+        matrix = torch.cat([weights[f"{source}.weight"] for source in sources])
+        renamed[f"{target}.weight"] = matrix.T.contiguous()
+        renamed[f"{target}.bias"] = torch.cat([bias(source) for source in sources])
+
+    norm("ln_f", "transformer.ln_f")
+    for index in range(sum(name.endswith("attn.q.weight") for name in weights)):
+        here, there = f"blocks.{index}", f"transformer.h.{index}"
+        norm(f"{here}.ln1", f"{there}.ln_1")
+        norm(f"{here}.ln2", f"{there}.ln_2")
+        linear([f"{here}.attn.{part}" for part in "qkv"], f"{there}.attn.c_attn")
+        linear([f"{here}.attn.o"], f"{there}.attn.c_proj")
+        linear([f"{here}.mlp.fc"], f"{there}.mlp.c_fc")
+        linear([f"{here}.mlp.proj"], f"{there}.mlp.c_proj")
+    return renamed
+
+
+def _gpt2_config(config: GPT.Config, model: GPT) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu",
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "n_embd": config.width,
+        "n_inner": config.mlp_ratio * config.width,
+        "n_positions": config.context,
+        "vocab_size": model.vocab_size,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }

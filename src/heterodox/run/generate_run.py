@@ -1,0 +1,56 @@
+"""Text from a trained run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from heterodox.core.errors import RecipeError
+from heterodox.core.rng import Streams
+from heterodox.model import generate
+from heterodox.run.load import load_run
+
+
+def generate_run(
+    path: Path,
+    prompt: str,
+    num_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    checkpoint: str | None = None,
+    device: str = "cpu",
+    on_text: Callable[[str], None] | None = None,
+) -> str:
+    """The text that the run's model puts behind `prompt`; `on_text` hears each piece as it comes.
+
+    Raises `RecipeError` for an empty prompt, `CorpusError` for one with characters that the tokenizer lacks.
+    """
+    run = load_run(path, checkpoint, device)
+    start = [int(token) for token in run.tokenizer.encode(prompt)]
+    if not start:
+        raise RecipeError("the prompt is empty; give --prompt at least one character")
+    written: list[int] = []
+    said = ""
+
+    def listen(chosen: torch.Tensor) -> None:
+        nonlocal said
+        written.append(int(chosen[0]))
+        text = run.tokenizer.decode(written)
+        if on_text is not None and not text.endswith("\ufffd"):  # wait for the rest of a character
+            on_text(text[len(said) :])
+            said = text
+
+    generate(
+        run.model,
+        torch.tensor([start], device=run.model.head.weight.device),
+        num_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        generator=Streams(seed).generator("eval", "generate"),
+        on_token=listen,
+    )
+    return run.tokenizer.decode(written)

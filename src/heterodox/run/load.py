@@ -1,0 +1,40 @@
+"""Opening a finished (or stopped) run again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from heterodox.core.protocols import LanguageModel
+from heterodox.core.state import Tree, restore
+from heterodox.data import load_tokenizer
+from heterodox.data.tokenizer import Tokenizer
+from heterodox.recipe import Recipe, check
+from heterodox.run.folder import RunFolder
+from heterodox.run.session import build_model, choose_device
+
+
+@dataclass
+class TrainedRun:
+    """A run folder's recipe, tokenizer and model, and what a checkpoint holds besides weights."""
+
+    folder: RunFolder
+    recipe: Recipe
+    tokenizer: Tokenizer
+    model: LanguageModel
+    learner_state: Tree
+    loader_state: Tree
+    step: int
+
+
+def load_run(path: Path, checkpoint: str | None = None, device: str = "cpu") -> TrainedRun:
+    """The run in folder `path` at `checkpoint`, by default the latest; the model is in eval mode.
+
+    Raises `CheckpointError` for a folder that is no run, or whose checkpoint is missing or damaged.
+    """
+    folder = RunFolder(path)
+    recipe = check(folder.read_recipe())
+    weights, state, values = folder.checkpoints.load(checkpoint)
+    tokenizer = load_tokenizer(folder.tokenizer)
+    model = build_model(recipe, tokenizer.vocab_size, choose_device(device))
+    restore(dict(model.state_dict()), weights, "weight")
+    model.eval()
+    return TrainedRun(folder, recipe, tokenizer, model, state["learner"], state["loader"], values["progress"]["step"])

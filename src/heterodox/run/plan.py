@@ -1,0 +1,68 @@
+"""What a recipe would cost, without training: parameters, memory by part, FLOPs and tokens.
+
+The model is built on the meta device, so that no weight is allocated and a step is traced rather than computed.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from heterodox.core.comm import Solo
+from heterodox.core.state import split
+from heterodox.core.types import Batch
+from heterodox.probe.memory import activation_bytes
+from heterodox.recipe import Recipe
+from heterodox.run.session import build_learner, build_model
+
+
+def plan(recipe: Recipe) -> dict[str, Any]:
+    """Parameters, bytes by part, FLOPs and tokens per step and in all; plain data.
+
+    Reads the corpus (its size and vocabulary matter), trains nothing, and fits any width into little memory.
+    """
+    dataset = recipe.data.build()
+    model = build_model(recipe, dataset.tokenizer.vocab_size, "meta")
+    learner = build_learner(recipe, model, Solo())
+    shape = (recipe.run.batch_size, recipe.model.context)
+    tokens = torch.zeros(shape, dtype=torch.long, device="meta")
+    batch = Batch(tokens, tokens, torch.zeros(shape[0], dtype=torch.long, device="meta"))
+    weights = learner.rating.weights(batch)
+    rule_state = _bytes(learner.credit.state())
+    held = activation_bytes(model, batch, weights, learner.objective, learner.credit)
+    signal = learner.credit.signal(model, batch, weights, learner.objective)
+    learner.update.apply(dict(model.named_parameters()), signal.grads, 1.0)
+    cost, budget = signal.cost, recipe.run.budget
+    per_step = {
+        "steps": 1.0,
+        "tokens": cost.tokens + cost.meta_tokens,
+        "flops": cost.flops,
+        "seconds": math.inf,
+    }[budget.unit]
+    steps = math.ceil(budget.limit / per_step) if math.isfinite(per_step) else None
+    sizes = {
+        "weights": _bytes(dict(model.state_dict())),
+        "signal": _bytes(signal.grads),
+        "update_state": _bytes(learner.update.state()),
+        "rule_state": rule_state,
+        "activations": held,
+    }
+    windows = (len(dataset.splits["train"].tokens) - 1) // recipe.model.context
+    return {
+        "recipe": recipe.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_parameters": sum(g.numel() for g in signal.grads.values()),
+        "memory_bytes": sizes | {"total": sum(sizes.values())},
+        "per_step": {"tokens": cost.tokens, "meta_tokens": cost.meta_tokens, "flops": cost.flops},
+        "steps": steps,
+        "tokens": None if steps is None else steps * cost.tokens,
+        "meta_tokens": None if steps is None else steps * cost.meta_tokens,
+        "flops": None if steps is None else steps * cost.flops,
+        "seconds": budget.seconds,
+        "epochs": None if steps is None else steps * recipe.run.batch_size / max(windows, 1),
+        "corpus": dataset.describe(),
+    }
+
+
+def _bytes(tree: dict[str, Any]) -> int:
+    return sum(tensor.nbytes for tensor in split(tree)[0].values())

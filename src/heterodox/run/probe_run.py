@@ -1,0 +1,47 @@
+"""The alignment of a trained run's rule with the exact gradient."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from heterodox.core.comm import Solo
+from heterodox.core.rng import Streams
+from heterodox.core.types import Alignment
+from heterodox.data import Loader
+from heterodox.probe import alignment, exact_gradients
+from heterodox.run.load import load_run
+from heterodox.run.session import build_learner
+
+
+def probe_run(path: Path, checkpoint: str | None = None, num_batches: int = 1) -> list[dict[str, Any]]:
+    """Cosine, norm ratio and sign agreement of the run's rule with the exact gradient, by parameter.
+
+    Means over the next `num_batches` training batches; None where a measure is undefined on each of them.
+    """
+    run = load_run(path, checkpoint)
+    learner = build_learner(run.recipe, run.model, Solo())
+    learner.load_state(run.learner_state)
+    run.model.train()
+    loader = Loader(
+        run.recipe.data.build().splits["train"],
+        context=run.recipe.model.context,
+        batch_size=run.recipe.run.batch_size,
+        streams=Streams(run.recipe.seed),
+    )
+    loader.load_state(run.loader_state)
+    reports: list[Alignment] = []
+    for _ in range(num_batches):
+        batch = loader.next_batch()
+        weights = learner.rating.weights(batch)
+        signal = learner.credit.signal(run.model, batch, weights, learner.objective)
+        exact = exact_gradients(run.model, batch, weights, learner.objective, learner.comm)
+        reports.append(alignment(signal.grads, exact))
+    return [
+        {"parameter": name} | {key: _mean(report[name][key] for report in reports) for key in measures}
+        for name, measures in reports[0].items()
+    ]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

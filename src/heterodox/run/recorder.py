@@ -1,0 +1,73 @@
+"""Turning step reports into metrics rows, and noticing when training has broken down.
+
+Reports wait as tensors until they are flushed, so that logging every tenth step synchronises every tenth step.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from heterodox.core.types import StepReport
+
+Row = dict[str, Any]
+
+
+class Observer(Protocol):
+    """Somebody who is told of every metrics row."""
+
+    def row(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Diverged(Exception):
+    """A step's loss or gradient norm was not finite; the message is the diagnosis."""
+
+
+class Recorder:
+    """Collects the reports of steps and tells observers of every `log_every`-th one."""
+
+    def __init__(self, observers: Sequence[Observer], log_every: int) -> None:
+        self.observers = observers
+        self.log_every = log_every
+        self._pending: list[tuple[dict[str, Any], float, StepReport]] = []
+        self._last_finite: Row | None = None
+
+    def add(self, totals: dict[str, Any], lr: float, report: StepReport) -> None:
+        """Note one step: the run's totals behind it, its learning rate and its report."""
+        self._pending.append((totals, lr, report))
+        if totals["step"] % self.log_every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending. Raises `Diverged` at the first step that is not finite."""
+        pending, self._pending = self._pending, []
+        for totals, lr, report in pending:
+            row: Row = {"kind": "train", **totals, "lr": lr}
+            row |= {"loss": float(report.loss), "grad_norm": float(report.grad_norm)}
+            row |= {key: float(value) for key, value in report.metrics.items()}
+            if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+                raise Diverged(self._diagnose(row))
+            self._last_finite = row
+            if row["step"] % self.log_every == 0 or row["step"] == 1:
+                self.tell(row)
+            if report.alignment is not None:
+                self.tell({"kind": "probe", "step": row["step"], "alignment": report.alignment})
+
+    def tell(self, row: Row) -> None:
+        for observer in self.observers:
+            observer.row(row)
+
+    def _diagnose(self, row: Row) -> str:
+        what = "gradient norm" if math.isfinite(row["loss"]) else "loss"
+        value = row["grad_norm" if math.isfinite(row["loss"]) else "loss"]
+        last = self._last_finite
+        before = (
+            f"one step earlier the loss was {last['loss']:.4g} and the gradient norm {last['grad_norm']:.3g}"
+            if last
+            else "no step before it is known to be finite"
+        )
+        return (
+            f"The {what} became {value} at step {row['step']}, with a learning rate of {row['lr']:.3g}; {before}. "
+            "Likely remedies: a lower update.lr, more run.warmup_steps, a smaller learner.clip."
+        )

@@ -1,0 +1,153 @@
+"""From a recipe to the objects that train: data, model, parts, learner."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heterodox.core.comm import Comm, local_rank
+from heterodox.core.errors import RecipeError
+from heterodox.core.protocols import LanguageModel
+from heterodox.core.rng import Streams
+from heterodox.core.types import Batch
+from heterodox.data import Dataset, Loader, evaluation_batches
+from heterodox.learner import Gradient
+from heterodox.recipe import Recipe
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+
+
+@dataclass
+class Session:
+    """Everything that one run is made of."""
+
+    recipe: Recipe
+    device: str
+    streams: Streams
+    comm: Comm
+    dataset: Dataset
+    model: LanguageModel
+    learner: Gradient
+    loader: Loader
+
+    @cached_property
+    def val_batches(self) -> Sequence[Batch]:
+        return self._held_out("val")
+
+    @cached_property
+    def test_batches(self) -> Sequence[Batch]:
+        return self._held_out("test")
+
+    def _held_out(self, split: str) -> Sequence[Batch]:
+        run = self.recipe.run
+        return evaluation_batches(
+            self.dataset.splits[split],
+            context=self.recipe.model.context,
+            batch_size=run.eval_batch_size,
+            max_batches=run.eval_batches,
+            streams=self.streams,
+            rank=self.comm.rank,
+            world_size=self.comm.world_size,
+        )
+
+    def dropout_seed(self, step: int) -> int | None:
+        """The seed of `step`'s dropout masks on this rank; None for a model without dropout."""
+        if not self.recipe.model.dropout:
+            return None
+        return self.streams.derive("dropout", step, self.comm.rank)
+
+    def manifest(self) -> dict[str, Any]:
+        """What `manifest.json` holds: for each parameter where its signal comes from, its shape and its size."""
+        origins = self.learner.credit.manifest(self.model)
+        return {
+            "credit": self.recipe.credit.name,
+            "update": self.recipe.update.name,
+            "parameters": {
+                name: {"origin": origins[name], "shape": list(p.shape), "size": p.numel()}
+                for name, p in self.model.named_parameters()
+            },
+        }
+
+
+def choose_device(name: str) -> str:
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means on this machine, for this rank.
+
+    Raises `RecipeError` where CUDA is asked for and there is none.
+    """
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise RecipeError(f"run.device is {name!r}, but this machine has no usable CUDA device; use cpu or auto")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if name.startswith("cuda:"):
+        return name
+    return f"cuda:{local_rank()}"
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def build_model(recipe: Recipe, vocab_size: int, device: str) -> LanguageModel:
+    """The recipe's model with its initial weights (none are drawn on the meta device).
+
+    Raises `RecipeError` where `model.vocab_size` is smaller than the tokenizer's.
+    """
+    wanted = recipe.model.vocab_size or vocab_size
+    if wanted < vocab_size:
+        raise RecipeError(
+            f"model.vocab_size is {wanted}, but the tokenizer has {vocab_size} tokens; leave it out or raise it"
+        )
+    with torch.device("meta" if device == "meta" else "cpu"):
+        model = recipe.model.build(wanted, Streams(recipe.seed))
+    model.to(device=device, dtype=DTYPES[recipe.run.precision])
+    if recipe.run.precision == "bfloat16":
+        model.autocast_dtype = torch.bfloat16
+    return model
+
+
+def build_learner(recipe: Recipe, model: LanguageModel, comm: Comm) -> Gradient:
+    """The recipe's four parts around `model`."""
+    return recipe.learner.build(
+        model=model,
+        objective=recipe.objective.build(),
+        rating=recipe.rating.build(),
+        credit=recipe.credit.build(model, Streams(recipe.seed)),
+        update=recipe.update.build(),
+        comm=comm,
+    )
+
+
+def open_session(recipe: Recipe, comm: Comm, device: str) -> Session:
+    """Build it all. Raises `CorpusError` and `RecipeError` for what the recipe alone could not show."""
+    ranks = comm.world_size
+    if recipe.run.batch_size % ranks:
+        raise RecipeError(f"run.batch_size {recipe.run.batch_size} cannot be divided among {ranks} ranks")
+    streams = Streams(recipe.seed)
+    dataset = recipe.data.build()
+    model = build_model(recipe, dataset.tokenizer.vocab_size, device)
+    loader = Loader(
+        dataset.splits["train"],
+        context=recipe.model.context,
+        batch_size=recipe.run.batch_size,
+        streams=streams,
+        rank=comm.rank,
+        world_size=ranks,
+        device=device,
+    )
+    session = Session(recipe, device, streams, comm, dataset, model, build_learner(recipe, model, comm), loader)
+    _ = session.val_batches, session.test_batches  # too short a split shows here, before anything is written
+    return session
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_folder(recipe: Recipe) -> Path:
+    return Path("runs") / f"{recipe.name}-seed{recipe.seed}"

@@ -1,0 +1,168 @@
+"""One run from a recipe to its folder."""
+
+import contextlib
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heterodox.core.comm import Comm, connect
+from heterodox.core.errors import CheckpointError
+from heterodox.core.protocols import LanguageModel
+from heterodox.log.jsonl import MetricsFile
+from heterodox.log.tensorboard import TensorBoard
+from heterodox.model import generate
+from heterodox.recipe import Recipe
+from heterodox.run.evaluation import bits_per_byte, evaluate
+from heterodox.run.folder import FREE, RunFolder, first_difference
+from heterodox.run.recorder import Observer
+from heterodox.run.session import Session, choose_device, open_session, set_threads
+from heterodox.run.trainer import Trainer
+
+
+@dataclass
+class Run:
+    """What a run left: its folder, its `summary.json`, and the model as it is now."""
+
+    folder: Path
+    summary: dict[str, Any]
+    model: LanguageModel
+    signal: int | None = None
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    checkpoint: str | None = None,
+    observers: Sequence[Observer] = (),
+) -> Run:
+    """Train `recipe` in the folder `out`, by `torchrun`'s ranks together if there are any.
+
+    `resume` goes on from `checkpoint` (default: the latest) if `out` holds one, and starts afresh if it does not.
+    Raises `RecipeError`, `CorpusError` or `CheckpointError` before anything is written or lost.
+    """
+    set_threads(recipe.run.threads)
+    device = choose_device(recipe.run.device)
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    folder = RunFolder(out, recipe.run.keep_checkpoints)
+    going_on = _check_folder(folder, recipe, resume)
+    with connect(device) as comm, contextlib.ExitStack() as stack:
+        session = open_session(recipe, comm, device)
+        trainer = Trainer(session, folder, [])
+        if going_on:
+            trainer.resume(checkpoint)
+        if comm.rank == 0:
+            stack.enter_context(folder.lock())
+        watching = _observers(folder, recipe, trainer.progress.step, observers) if comm.rank == 0 else []
+        for observer in watching:
+            stack.callback(observer.close)
+        trainer.recorder.observers = watching
+        if comm.rank == 0:
+            _describe(folder, recipe, session)
+        comm.barrier()
+        status = trainer.run()
+        summary = _summarise(session, trainer, status, comm)
+        if comm.rank == 0:
+            if status == "finished":
+                folder.write_json("samples.json", _samples(session))
+            folder.write_json("summary.json", summary)
+    return Run(out, summary, session.model, trainer.signal)
+
+
+def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool) -> bool:
+    """Whether to go on from a checkpoint there. Refuses to overwrite a run, or to go on with another recipe."""
+    if not folder.exists():
+        return False
+    if not resume:
+        raise CheckpointError(f"{folder.path} already holds a run; pass --resume to go on, or another --out")
+    difference = first_difference(folder.read_recipe(), recipe.dump(), (*FREE, "run.budget"))
+    if difference:
+        key, there, here = difference
+        raise CheckpointError(
+            f"{folder.path} holds a run of another recipe: {key} is {there!r} there and {here!r} here; "
+            "pass another --out"
+        )
+    return bool(folder.checkpoints.names())
+
+
+def _observers(folder: RunFolder, recipe: Recipe, step: int, others: Sequence[Observer]) -> list[Observer]:
+    own: list[Observer] = [TensorBoard(folder.path / "tensorboard")] if recipe.log.tensorboard else []
+    return [MetricsFile(folder.metrics, step), *own, *others]
+
+
+def _describe(folder: RunFolder, recipe: Recipe, session: Session) -> None:
+    folder.write_text("recipe.yaml", recipe.to_yaml())
+    folder.write_json("manifest.json", session.manifest())
+    session.dataset.tokenizer.save(folder.tokenizer)
+
+
+def _summarise(session: Session, trainer: Trainer, status: str, comm: Comm) -> dict[str, Any]:
+    dataset, model = session.dataset, session.model
+    test_loss = evaluate(model, session.test_batches, comm) if status == "finished" else None
+    val_loss = trainer.val_loss
+    return {
+        "recipe": session.recipe.name,
+        "credit": session.recipe.credit.name,
+        "seed": session.recipe.seed,
+        "status": status,
+        "message": trainer.message,
+        "val_step": trainer.evaluated_step,
+        "val_loss": val_loss,
+        "val_bits_per_byte": None
+        if val_loss is None
+        else bits_per_byte(val_loss, dataset.splits["val"].bytes_per_token),
+        "test_loss": test_loss,
+        **{("steps" if key == "step" else key): value for key, value in trainer.progress.as_dict().items()},
+        "wall_seconds": trainer.wall_seconds,
+        "activation_bytes": trainer.activation_bytes,
+        "peak_memory_bytes": _peak_memory(session.device),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "active_parameters": sum(p.numel() for p in model.parameters()),
+        "unigram_loss": dataset.unigram_loss("val"),
+        "floor_loss": dataset.floor(session.recipe.model.context),
+        "corpus_sha256": dataset.corpus_sha256,
+        "corpus": dataset.describe(),
+        "device": session.device,
+        "ranks": comm.world_size,
+    }
+
+
+def _samples(session: Session) -> list[dict[str, Any]]:
+    sampling, tokenizer = session.recipe.run.sampling, session.dataset.tokenizer
+    if not sampling.tokens:
+        return []
+    if sampling.prompt is None:
+        start = [int(token) for token in session.dataset.splits["val"].tokens[:16]]
+    else:
+        start = [int(token) for token in tokenizer.encode(sampling.prompt)]
+    tokens = generate(
+        session.model,
+        torch.tensor([start], device=session.device),
+        sampling.tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        generator=session.streams.generator("eval", "samples"),
+    )[0].tolist()
+    return [
+        {
+            "prompt": tokenizer.decode(start),
+            "text": tokenizer.decode(tokens[len(start) :]),
+            "temperature": sampling.temperature,
+        }
+    ]
+
+
+def _peak_memory(device: str) -> int:
+    """Bytes: of the GPU's allocator, or of the whole process on a CPU (interpreter and libraries included)."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,150 @@
+"""The training loop: step, log, evaluate, probe, checkpoint, until the budget is spent."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from heterodox.core.errors import CheckpointError
+from heterodox.core.state import map_tensors, restore
+from heterodox.probe.memory import activation_bytes
+from heterodox.run.budget import Progress, lr_scale
+from heterodox.run.evaluation import bits_per_byte, evaluate
+from heterodox.run.folder import RunFolder
+from heterodox.run.interrupt import Interrupt
+from heterodox.run.recorder import Diverged, Observer, Recorder
+from heterodox.run.session import Session
+
+Status = Literal["finished", "diverged", "interrupted"]
+
+
+class Trainer:
+    """Trains one session in one folder. Call `resume` first to go on from a checkpoint, then `run`."""
+
+    def __init__(self, session: Session, folder: RunFolder, observers: Sequence[Observer]) -> None:
+        self.session = session
+        self.folder = folder
+        self.recorder = Recorder(observers, session.recipe.run.log_every)
+        self.progress = Progress()
+        self.activation_bytes = 0
+        self.wall_seconds = 0.0
+        self.val_loss: float | None = None
+        self.evaluated_step = -1
+        self.message: str | None = None
+        self.signal: int | None = None
+
+    def run(self) -> Status:
+        """Train until the budget is spent, a loss is not finite, or a signal arrives."""
+        began = time.perf_counter() - self.wall_seconds
+        self.session.model.train()
+        if self.progress.step == 0:
+            self._begin()
+        if self.session.recipe.run.compile:
+            self.session.model.compile()
+        try:
+            with Interrupt() as interrupt:
+                status = self._loop(interrupt)
+                self.signal = interrupt.received
+        except Diverged as error:
+            status, kept = "diverged", self.folder.checkpoints.names()
+            self.message = f"{error} The last good checkpoint is {kept[-1] if kept else 'none'}."
+        self.wall_seconds = time.perf_counter() - began
+        return status
+
+    def _loop(self, interrupt: Interrupt) -> Status:
+        config, progress = self.session.recipe.run, self.progress
+        began = time.perf_counter() - self.wall_seconds
+        interrupted = False
+        while progress.spent(config.budget) < 1 and not interrupted:
+            self._step()
+            interrupted = self.session.comm.any(interrupt.received is not None)
+            last = interrupted or progress.spent(config.budget) >= 1
+            if progress.step % config.eval_every == 0 or (last and not interrupted):
+                self._evaluate()
+            self.wall_seconds = time.perf_counter() - began
+            if progress.step % config.checkpoint_every == 0 or last:
+                self._checkpoint()
+        return "interrupted" if interrupted and progress.spent(config.budget) < 1 else "finished"
+
+    def _begin(self) -> None:
+        """Measure what the rule holds, evaluate the untrained model and write the first checkpoint."""
+        session, credit = self.session, self.session.learner.credit
+        batch = session.loader.next_batch()
+        session.loader.load_state({"position": 0})
+        untouched = map_tensors(credit.state(), torch.clone)
+        self.activation_bytes = activation_bytes(
+            session.model, batch, session.learner.rating.weights(batch), session.learner.objective, credit
+        )
+        credit.load_state(untouched)
+        self._evaluate()
+        self._checkpoint()
+
+    def _step(self) -> None:
+        session, config = self.session, self.session.recipe.run
+        number = self.progress.step + 1
+        scale = lr_scale(config, self.progress)
+        began = self._now()
+        report = session.learner.step(
+            session.loader.next_batch(),
+            lr_scale=scale,
+            probe=config.probe_every is not None and number % config.probe_every == 0,
+            dropout_seed=session.dropout_seed(number),
+        )
+        self.progress.seconds += self._now() - began - report.probe_seconds
+        self.progress.advance(report.cost, session.comm.world_size)
+        self.recorder.add(self.progress.as_dict(), session.recipe.update.lr * scale, report)
+
+    def _now(self) -> float:
+        if self.session.device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _evaluate(self) -> None:
+        self.recorder.flush()
+        loss = evaluate(self.session.model, self.session.val_batches, self.session.comm)
+        if not math.isfinite(loss):
+            raise Diverged(f"The validation loss became {loss} at step {self.progress.step}.")
+        rate = self.session.dataset.splits["val"].bytes_per_token
+        self.val_loss, self.evaluated_step = loss, self.progress.step
+        row = {"val_loss": loss, "val_bits_per_byte": bits_per_byte(loss, rate)}
+        self.recorder.tell({"kind": "eval", **self.progress.as_dict(), **row})
+
+    def _checkpoint(self) -> None:
+        self.recorder.flush()
+        session = self.session
+        if session.comm.rank == 0:
+            values = {
+                "progress": self.progress.as_dict(),
+                "activation_bytes": self.activation_bytes,
+                "wall_seconds": self.wall_seconds,
+                "val_loss": self.val_loss,
+                "evaluated_step": self.evaluated_step,
+                "corpus_sha256": session.dataset.corpus_sha256,
+            }
+            state = {"learner": session.learner.state(), "loader": session.loader.state()}
+            model = dict(session.model.state_dict())
+            self.folder.checkpoints.save(self.progress.step, model, state, values)
+        session.comm.barrier()
+
+    def resume(self, name: str | None = None) -> None:
+        """Go on from the checkpoint `name`, by default the latest.
+
+        Raises `CheckpointError` for a damaged checkpoint, another model's, or another corpus.
+        """
+        model, state, values = self.folder.checkpoints.load(name)
+        found = self.session.dataset.corpus_sha256
+        if values["corpus_sha256"] != found:
+            raise CheckpointError(
+                f"{self.folder.path} was trained on a corpus with SHA-256 {values['corpus_sha256'][:12]}…, the "
+                f"recipe's has {found[:12]}…: give the original corpus, or another --out"
+            )
+        restore(dict(self.session.model.state_dict()), model, "weight")
+        device = self.session.device
+        self.session.learner.load_state(map_tensors(state["learner"], lambda tensor: tensor.to(device)))
+        self.session.loader.load_state(state["loader"])
+        self.progress = Progress(**values["progress"])
+        self.activation_bytes = values["activation_bytes"]
+        self.wall_seconds = values["wall_seconds"]
+        self.val_loss, self.evaluated_step = values["val_loss"], values["evaluated_step"]
