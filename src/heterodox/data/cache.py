@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import platformdirs
-from jaxtyping import Int
+from jaxtyping import UInt
 
-from heterodox.core.errors import HeterodoxError
+from heterodox.core.errors import CorpusError, HeterodoxError
 from heterodox.data.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1
@@ -37,7 +37,7 @@ class Tokenized:
     """What a folder holds. `tokens` and `num_bytes` (of UTF-8 text) are keyed by split."""
 
     tokenizer: Tokenizer
-    tokens: dict[str, Int[np.ndarray, " tokens"]]
+    tokens: dict[str, UInt[np.ndarray, " tokens"]]
     num_bytes: dict[str, int]
 
 
@@ -53,7 +53,8 @@ def cache_root(chosen: Path | None) -> Path:
 def cached(root: Path, identity: dict[str, Any], build: Callable[[], Tokenized]) -> Tokenized:
     """What `build` returns, from `root` if it is there already. `identity` is JSON data that determines it.
 
-    Where `root` cannot be written, a folder that lasts as long as this process stands in.
+    Where `root` cannot be written, a folder that lasts as long as this process stands in. Raises CorpusError if that
+    one cannot be written either.
     """
     text = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -64,10 +65,13 @@ def cached(root: Path, identity: dict[str, Any], build: Callable[[], Tokenized])
     try:
         return write(root / key, built)
     except OSError as error:
-        log.warning("cannot write the token cache %s (%s); using a temporary folder", root, error.strerror)
+        log.warning("cannot write the token cache %s (%s); using a temporary folder", root, error)
     temporary = Path(tempfile.mkdtemp(prefix="heterodox-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    return write(temporary / key, built)
+    try:
+        return write(temporary / key, built)
+    except OSError as error:
+        raise CorpusError(f"cannot write tokens to {root} or {temporary} ({error}); free some space") from error
 
 
 def read(folder: Path) -> Tokenized | None:

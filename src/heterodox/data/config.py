@@ -23,12 +23,8 @@ CORPORA: dict[str, type[Config]] = {
 }
 DEFAULT_CORPUS, DEFAULT_TOKENIZER = "stdlib", "byte"
 
-AnyCorpus = Annotated[
-    Stdlib.Config | File.Config | HuggingFace.Config | Grammar.Config, Field(discriminator="name")
-]
-AnyTokenizer = Annotated[
-    Byte.Config | Char.Config | BPE.Config | TokenizerFile.Config, Field(discriminator="name")
-]
+AnyCorpus = Annotated[Stdlib.Config | File.Config | HuggingFace.Config | Grammar.Config, Field(discriminator="name")]
+AnyTokenizer = Annotated[Byte.Config | Char.Config | BPE.Config | TokenizerFile.Config, Field(discriminator="name")]
 
 
 class Splits(Config):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt
 
 from heterodox.core.errors import CorpusError
 from heterodox.data.corpus.grammar import window_floor
@@ -19,7 +19,7 @@ class Split:
     """One of `train`, `meta`, `val`, `test`: its tokens (uint16 or uint32, memory-mapped) in order."""
 
     name: str
-    tokens: Int[np.ndarray, " tokens"]
+    tokens: UInt[np.ndarray, " tokens"]
     num_bytes: int
     """Bytes of the split's text in UTF-8."""
 

@@ -1,7 +1,7 @@
 """Batches: windows of tokens in an order that is a pure function of the seed."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -36,9 +36,7 @@ class Windows:
 
     def batch(self, ids: Int[np.ndarray, " batch"]) -> Batch:
         """The examples `ids`, in that order."""
-        parts = [
-            torch.from_numpy(part.astype(np.int64)) for part in (self._inputs[ids], self._targets[ids], ids)
-        ]
+        parts = [torch.from_numpy(part.astype(np.int64)) for part in (self._inputs[ids], self._targets[ids], ids)]
         if self._device.startswith("cuda"):
             parts = [part.pin_memory() for part in parts]
         return Batch(*parts).to(self._device)
@@ -117,14 +115,18 @@ class Loader:
 class EvaluationBatches(Sequence[Batch]):
     """A fixed list of batches, made when they are asked for; each pass over it gives the same ones."""
 
-    def __init__(self, windows: Windows, ids: list[Int[np.ndarray, " batch"]]) -> None:
+    def __init__(self, windows: Windows, ids: Sequence[Int[np.ndarray, " _"]]) -> None:
         self._windows = windows
         self._ids = ids
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> "EvaluationBatches": ...
+    def __getitem__(self, index: int | slice) -> "Batch | EvaluationBatches":
         if isinstance(index, slice):
             return EvaluationBatches(self._windows, self._ids[index])
         return self._windows.batch(self._ids[index])

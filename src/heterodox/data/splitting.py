@@ -18,9 +18,7 @@ SNAP = 0.01
 SNAP_OF_SMALLEST = 0.25
 
 
-def divide(
-    texts: Sequence[str], digests: Sequence[bytes], fractions: Mapping[str, float]
-) -> dict[str, list[str]]:
+def divide(texts: Sequence[str], digests: Sequence[bytes], fractions: Mapping[str, float]) -> dict[str, list[str]]:
     """The pieces of text in each split; a split of fraction 0 has none.
 
     `digests` identify the texts, and equal ones must be neighbours. Raises CorpusError if a split with a

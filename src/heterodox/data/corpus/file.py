@@ -51,9 +51,7 @@ class File(Corpus):
         try:
             return list(self.path.rglob(self.pattern))
         except (ValueError, NotImplementedError) as error:
-            raise CorpusError(
-                f"data.corpus.pattern {self.pattern!r} is not a file pattern: {error}"
-            ) from error
+            raise CorpusError(f"data.corpus.pattern {self.pattern!r} is not a file pattern: {error}") from error
 
     def _read(self, path: Path, name: str) -> Iterator[Document]:
         text = read_text(path)

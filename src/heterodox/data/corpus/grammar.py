@@ -68,9 +68,7 @@ class Grammar(Corpus):
         self.symbols, self.order, self.length = symbols, order, length
         table_seed, self._path_seed = np.random.SeedSequence(seed).spawn(2)
         drawn = np.random.default_rng(table_seed).dirichlet(np.full(symbols, concentration), symbols**order)
-        self.table: Float[np.ndarray, "states symbols"] = (
-            1 - UNIFORM_SHARE
-        ) * drawn + UNIFORM_SHARE / symbols
+        self.table: Float[np.ndarray, "states symbols"] = (1 - UNIFORM_SHARE) * drawn + UNIFORM_SHARE / symbols
 
     @cached_property
     def stationary(self) -> Float[np.ndarray, " states"]:

@@ -8,7 +8,7 @@ minute, and what an earlier run has downloaded still works.
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -67,8 +67,7 @@ class HuggingFace(Corpus):
     def _refuse_config_name(self, kind: str) -> None:
         if self.config_name is not None:
             raise CorpusError(
-                f"{self.dataset}: {kind} have no configurations; "
-                f"drop data.corpus.config_name={self.config_name!r}"
+                f"{self.dataset}: {kind} have no configurations; drop data.corpus.config_name={self.config_name!r}"
             )
 
     def _from_disk(self, path: Path) -> Iterator[dict[str, Any]]:
@@ -83,8 +82,7 @@ class HuggingFace(Corpus):
         splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
         if self.split not in splits:
             raise CorpusError(
-                f"{path} has no split {self.split!r}, only {', '.join(map(repr, splits))}; "
-                "set data.corpus.split"
+                f"{path} has no split {self.split!r}, only {', '.join(map(repr, splits))}; set data.corpus.split"
             )
         return self._select(splits[self.split])
 
@@ -138,7 +136,7 @@ def import_datasets() -> ModuleType:
 
 
 @contextmanager
-def _quiet(datasets: ModuleType) -> Iterator[None]:
+def _quiet(datasets: ModuleType) -> Generator[None]:
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
@@ -162,7 +160,7 @@ def _quiet(datasets: ModuleType) -> Iterator[None]:
 
 
 @contextmanager
-def _offline(datasets: ModuleType, offline: bool) -> Iterator[None]:
+def _offline(datasets: ModuleType, offline: bool) -> Generator[None]:
     """Neither library has a switch for one call: both read a constant that they set from the environment."""
     from huggingface_hub import constants
 

@@ -20,9 +20,7 @@ def read_parquet(path: Path, split: str, field: str) -> Iterator[dict[str, Any]]
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise RecipeError(
-            f"parquet needs the package `pyarrow`, which cannot be imported: {error}"
-        ) from error
+        raise RecipeError(f"parquet needs the package `pyarrow`, which cannot be imported: {error}") from error
 
     for file in _files(path, split):
         try:
@@ -43,9 +41,7 @@ def _files(path: Path, split: str) -> list[Path]:
         told = {file: told_splits(file.relative_to(path)) for file in sorted(path.rglob("*.parquet"))}
     else:
         told = {path: told_splits(Path(path.name)) if split != "train" else set()}
-    found = [
-        file for file, names in told.items() if split in names or (split == "train" and not names & SPLITS)
-    ]
+    found = [file for file, names in told.items() if split in names or (split == "train" and not names & SPLITS)]
     if not found:
         raise CorpusError(
             f"no parquet file of split {split!r} in {path}, only {', '.join(file.name for file in told)}; "

@@ -2,15 +2,17 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
+from torch import Tensor
 
 from heterodox.core.errors import CorpusError
 
 FILE_NAME = "tokenizer.json"
+Ids = Sequence[int] | Integer[np.ndarray, " tokens"] | Integer[Tensor, " tokens"]
 
 
 class Tokenizer(ABC):
@@ -23,8 +25,8 @@ class Tokenizer(ABC):
         """Ids as int64. Raises CorpusError for text that the vocabulary cannot express."""
 
     @abstractmethod
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids` (a list, an array or a tensor on the CPU); incomplete UTF-8 becomes U+FFFD."""
+    def decode(self, ids: Ids) -> str:
+        """The text of `ids`, if a tensor then one on the CPU; incomplete UTF-8 becomes U+FFFD."""
 
     @abstractmethod
     def dumps(self) -> str:
@@ -41,12 +43,10 @@ class Tokenizer(ABC):
         (folder / FILE_NAME).write_text(self.dumps(), encoding="utf-8")
 
 
-def as_ids(ids: Iterable[int], vocab_size: int) -> Int[np.ndarray, " tokens"]:
+def as_ids(ids: Ids, vocab_size: int) -> Int[np.ndarray, " tokens"]:
     """`ids` as an int64 array, checked to lie within the vocabulary."""
-    array = np.asarray(ids if hasattr(ids, "__array__") else list(ids), dtype=np.int64).reshape(-1)
-    assert not array.size or (array.min() >= 0 and array.max() < vocab_size), (
-        f"ids outside 0 … {vocab_size - 1}"
-    )
+    array = np.asarray(ids, dtype=np.int64)
+    assert not array.size or (array.min() >= 0 and array.max() < vocab_size), f"ids outside 0 … {vocab_size - 1}"
     return array
 
 
@@ -55,6 +55,4 @@ def encoded(text: str, encoding: str) -> bytes:
     try:
         return text.encode(encoding)
     except UnicodeEncodeError as error:
-        raise CorpusError(
-            f"character {error.start} is a lone surrogate ({text[error.start]!r}), not text"
-        ) from error
+        raise CorpusError(f"character {error.start} is a lone surrogate ({text[error.start]!r}), not text") from error

@@ -1,14 +1,14 @@
 """One token per byte of UTF-8."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
 
 from heterodox.core import config
-from heterodox.data.tokenizer.base import Tokenizer, as_ids, encoded
+from heterodox.data.tokenizer.base import Ids, Tokenizer, as_ids, encoded
 
 
 class Byte(Tokenizer):
@@ -28,7 +28,7 @@ class Byte(Tokenizer):
     def encode(self, text: str) -> Int[np.ndarray, " tokens"]:
         return np.frombuffer(encoded(text, "utf-8"), np.uint8).astype(np.int64)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         return as_ids(ids, self.vocab_size).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
     def dumps(self) -> str:

@@ -1,15 +1,15 @@
 """One token per character (Unicode code point) that occurs in the corpus."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt
 
 from heterodox.core import config
 from heterodox.core.errors import CorpusError
-from heterodox.data.tokenizer.base import Tokenizer, as_ids, encoded
+from heterodox.data.tokenizer.base import Ids, Tokenizer, as_ids, encoded
 
 SHOWN = 10
 
@@ -50,12 +50,12 @@ class Char(Tokenizer):
             )
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         return self._points[as_ids(ids, self.vocab_size)].tobytes().decode("utf-32-le")
 
     def dumps(self) -> str:
         return json.dumps({"heterodox": "char", "characters": self.characters})
 
 
-def _code_points(text: str) -> Int[np.ndarray, " characters"]:
+def _code_points(text: str) -> UInt[np.ndarray, " characters"]:
     return np.frombuffer(encoded(text, "utf-32-le"), dtype="<u4")

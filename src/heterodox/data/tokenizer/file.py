@@ -37,8 +37,7 @@ class TokenizerFile:
                 return self.path.expanduser().read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise CorpusError(
-                    f"cannot read the tokenizer {self.path} ({error}); "
-                    "set data.tokenizer.path to a tokenizer.json"
+                    f"cannot read the tokenizer {self.path} ({error}); set data.tokenizer.path to a tokenizer.json"
                 ) from error
 
 

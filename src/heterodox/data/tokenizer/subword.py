@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import tokenizers
 from jaxtyping import Int
 
 from heterodox.core.errors import CorpusError
-from heterodox.data.tokenizer.base import Tokenizer, as_ids, encoded
+from heterodox.data.tokenizer.base import Ids, Tokenizer, as_ids, encoded
 
 CHUNK_CHARACTERS = 1 << 16
 CHUNKS_AT_ONCE = 32
@@ -41,7 +41,7 @@ class Subword(Tokenizer):
             self._refuse_unknown(ids, text, self._unknown)
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         return self._inner.decode(as_ids(ids, self.vocab_size).tolist(), skip_special_tokens=False)
 
     def dumps(self) -> str:
