@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -52,7 +52,7 @@ class Recipe(Config):
         return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _parts_fit_together(self) -> Self:
+    def _parts_fit_together(self) -> "Recipe":
         reasons = [reason for slot in SLOTS for reason in getattr(self, slot).refusals(self)]
         if reasons:
             raise ValueError("; ".join(reasons))

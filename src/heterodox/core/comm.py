@@ -44,7 +44,7 @@ class Comm(AbstractContextManager["Comm"], ABC):
         """Whether `flag` holds on any rank."""
         return bool(self.sum(torch.tensor(float(flag), dtype=torch.float64)) > 0)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Comm":
         return self
 
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ class LanguageModel(nn.Module, ABC):
         return self.readout(self.features(tokens))
 
 
+@runtime_checkable
 class Objective(Stateful, Protocol):
     """What is wanted."""
 
@@ -67,6 +68,7 @@ class Objective(Stateful, Protocol):
         ...
 
 
+@runtime_checkable
 class Rating(Stateful, Protocol):
     """Which examples count."""
 
@@ -75,6 +77,7 @@ class Rating(Stateful, Protocol):
         ...
 
 
+@runtime_checkable
 class Credit(Stateful, Protocol):
     """Which parameter is to blame."""
 
@@ -89,6 +92,7 @@ class Credit(Stateful, Protocol):
         ...
 
 
+@runtime_checkable
 class Update(Stateful, Protocol):
     """How the weights move."""
 

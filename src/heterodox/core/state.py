@@ -5,7 +5,7 @@ checkpoint holds: tensors under slash-joined paths (safetensors) and everything 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from heterodox.core.errors import CheckpointError
 Tree = dict[str, Any]
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """Has something to remember between two steps."""
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from heterodox.core.rng import Streams
 
@@ -31,13 +31,13 @@ class FeedbackLinear(torch.autograd.Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, bias, feedback = inputs
         ctx.save_for_backward(x, feedback)
         ctx.has_bias = bias is not None
 
     @staticmethod
-    def backward(ctx, delta: Float[Tensor, "*lead fan_out"]) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, delta: Float[Tensor, "*lead fan_out"]) -> tuple[Tensor | None, ...]:
         x, feedback = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:

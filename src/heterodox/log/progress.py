@@ -37,7 +37,7 @@ class TrainingProgress:
         )
         self._task = self._bar.add_task(name, total=limit, status="")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TrainingProgress":
         if self.console.is_terminal:
             self._bar.start()
         return self
@@ -87,7 +87,7 @@ class StudyProgress:
         self._spoke = -_SILENCE
         self._known: dict[tuple[str, int], str] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StudyProgress":
         if self.console.is_terminal:
             self._live.start()
         return self

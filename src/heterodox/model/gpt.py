@@ -5,7 +5,7 @@ GELU is exact, and linear layers have no bias unless asked.
 """
 
 import math
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -62,7 +62,7 @@ class GPT(LanguageModel):
         vocab_size: int | None = Field(None, ge=2, description="default: the tokenizer's")
 
         @model_validator(mode="after")
-        def _heads_divide_width(self) -> Self:
+        def _heads_divide_width(self) -> "GPT.Config":
             if self.width % self.heads:
                 raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
             return self

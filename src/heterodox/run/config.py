@@ -1,6 +1,6 @@
 """How long to train, and what to write down on the way."""
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,7 @@ class Budget(Config):
     seconds: float | None = Field(None, gt=0, description="training seconds; not reproducible to the bit")
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
+    def _exactly_one(self) -> "Budget":
         given = [key for key, value in self if value is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of steps, tokens, flops, seconds; found {given or 'none'}")
@@ -65,7 +65,7 @@ class RunConfig(Config):
     threads: int | None = Field(None, ge=1, description="CPU threads; default: PyTorch's choice")
 
     @model_validator(mode="after")
-    def _warmup_within_budget(self) -> Self:
+    def _warmup_within_budget(self) -> "RunConfig":
         if self.budget.steps is not None and self.warmup_steps >= self.budget.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} leave nothing of a budget of {self.budget.steps} steps")
         return self

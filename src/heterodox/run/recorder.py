@@ -5,13 +5,14 @@ Reports wait as tensors until they are flushed, so that logging every tenth step
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from heterodox.core.types import StepReport
 
 Row = dict[str, Any]
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Somebody who is told of every metrics row."""
 

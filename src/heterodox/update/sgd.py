@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
@@ -27,6 +27,12 @@ class SGD:
         momentum: float = Field(0.0, ge=0, lt=1)
         nesterov: bool = False
         weight_decay: float = Field(0.0, ge=0)
+
+        @model_validator(mode="after")
+        def _nesterov_needs_momentum(self) -> "SGD.Config":
+            if self.nesterov and not self.momentum:
+                raise ValueError("nesterov needs a momentum above 0")
+            return self
 
         def build(self) -> "SGD":
             return SGD(
