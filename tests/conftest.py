@@ -10,7 +10,6 @@ hook = install_import_hook("heterodox", "beartype.beartype")
 
 import torch  # noqa: E402  (the hook must come before heterodox is imported)
 
-
 torch.set_num_threads(1)
 
 

@@ -1,7 +1,10 @@
 """Exact identities of rules that send errors through feedback weights, in float64."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from tests.tiny import tiny_batch, tiny_gpt
 from torch import nn
 
 from heterodox.core.rng import Streams
@@ -11,7 +14,6 @@ from heterodox.credit.elsewhere import elsewhere_names
 from heterodox.credit.feedback import feedback_linear, feedback_path, linear_layers
 from heterodox.credit.tape import record_layers
 from heterodox.objective import CrossEntropy
-from tests.tiny import tiny_batch, tiny_gpt
 
 RULES = [Backprop, FeedbackAlignment, DirectFeedback, HeadOnly]
 KEY_BIASES = {"blocks.0.attn.k.bias", "blocks.1.attn.k.bias"}  # softmax does not see them: no gradient
@@ -90,7 +92,7 @@ def deep_net(activation: type[nn.Module] | None) -> nn.Sequential:
     torch.manual_seed(0)
     widths = (5, 7, 6, 4)
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out)]
         layers += [activation()] if activation and fan_out != widths[-1] else []
     return nn.Sequential(*layers).double()

@@ -41,9 +41,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, sample.size)
 
 
-def paired_difference(
-    a: Mapping[int, float], b: Mapping[int, float], confidence: float = 0.95
-) -> Interval | None:
+def paired_difference(a: Mapping[int, float], b: Mapping[int, float], confidence: float = 0.95) -> Interval | None:
     """Interval of a − b over the seeds that both have, or None when they share none.
 
     `a` and `b` map seeds to a measure, such as the validation loss in nats per token. Pairing by seed removes
@@ -87,9 +85,7 @@ def table(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[dict[str, An
     return [aggregate(name) for name in recipes]
 
 
-def gap_closed(
-    rule: Mapping[int, float], floor: Mapping[int, float], ceiling: Mapping[int, float]
-) -> float | None:
+def gap_closed(rule: Mapping[int, float], floor: Mapping[int, float], ceiling: Mapping[int, float]) -> float | None:
     """Share of the gap between `floor` and `ceiling` that `rule` closes; each maps seeds to a loss.
 
     A ratio of means over the common seeds, not a mean of ratios: one seed with a small gap must not decide.

@@ -19,8 +19,6 @@ class ForwardFlops:
     linear: int
     attention: int
     head: int
-    entry: int = 0
-    """The part of `linear` in layers that the embeddings feed directly (through norms at most)."""
 
     @property
     def total(self) -> int:

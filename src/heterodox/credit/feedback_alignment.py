@@ -58,7 +58,7 @@ class FeedbackAlignment:
         names = [name for name, origin in self.manifest(model).items() if origin in ("feedback", "exact")]
         with feedback_path(model, self.feedback):
             signal = differentiate(model, batch, weights, objective, names)
-        signal.cost = Cost(tokens=batch.num_tokens, flops=self._flops(model, batch))
+        signal.cost = Cost(tokens=batch.num_tokens, flops=3 * model.forward_flops(*batch.inputs.shape).total)
         if self.elsewhere == "backprop":
             grads, cost = backprop_elsewhere(model, batch, weights, objective)
             signal.grads |= grads
@@ -67,11 +67,6 @@ class FeedbackAlignment:
 
     def manifest(self, model: LanguageModel) -> dict[str, Origin]:
         return feedback_manifest(model, self.elsewhere)
-
-    def _flops(self, model: LanguageModel, batch: Batch) -> int:
-        forward = model.forward_flops(*batch.inputs.shape)
-        below_first_layer = 0 if self.elsewhere == "local" else forward.entry  # nothing to learn there
-        return 3 * forward.total - below_first_layer
 
     def state(self) -> Tree:
         return {"feedback": self.feedback}

@@ -43,9 +43,11 @@ def comparison_summary(results: Mapping[str, Any], out: Path) -> RenderableType:
         seeds = len(results["seeds"])
         spread = "95 % intervals over seeds" if seeds > 1 else "one seed, so no intervals"
         lines.append(f"nats per token; unigram {done[0]['unigram_loss']:.3f}{floor}; {spread}")
-    for row in results["runs"]:
-        if row["status"] != "finished":
-            lines.append(f"{row['recipe']} seed {row['seed']} {row['status']}: {row['message'] or ''}")
+    lines += [
+        f"{row['recipe']} seed {row['seed']} {row['status']}: {row['message'] or ''}"
+        for row in results["runs"]
+        if row["status"] != "finished"
+    ]
     lines.append(f"{units.duration(results['elapsed_seconds'])} in all; report: {out / 'report.html'}")
     return Group(final_table(results["table"], results["baseline"]), *lines)
 

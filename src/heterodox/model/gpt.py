@@ -153,5 +153,4 @@ class GPT(LanguageModel):
             linear=2 * batch * time * matrices,
             attention=4 * batch * time * time * width * len(self.blocks),
             head=2 * batch * time * self.head.weight.numel(),
-            entry=2 * batch * time * 3 * width * width,
         )

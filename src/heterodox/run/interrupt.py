@@ -4,7 +4,6 @@ import signal
 import threading
 from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
-from typing import Self
 
 
 class Interrupt(AbstractContextManager["Interrupt"]):

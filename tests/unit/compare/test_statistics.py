@@ -128,9 +128,7 @@ def test_a_missing_baseline_gives_no_differences():
 
 
 def test_costs_are_medians():
-    rows = [
-        row("a", seed, 1.0, seconds=s, flops=f) for seed, s, f in [(0, 1.0, 10), (1, 9.0, 30), (2, 2.0, 11)]
-    ]
+    rows = [row("a", seed, 1.0, seconds=s, flops=f) for seed, s, f in [(0, 1.0, 10), (1, 9.0, 30), (2, 2.0, 11)]]
     found = table(rows, "a")[0]
     assert (found["seconds"], found["flops"]) == (2.0, 11)
     assert isinstance(found["flops"], int)
