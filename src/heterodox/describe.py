@@ -40,7 +40,7 @@ def explain_part(name: str) -> dict[str, Any]:
         for key, field in config.model_fields.items()
         if key != "name"
     ]
-    answer = {"slot": slot, "name": name, "documentation": _module_doc(part), "options": options}
+    answer: dict[str, Any] = {"slot": slot, "name": name, "documentation": _module_doc(part), "options": options}
     if slot == "credit":
         answer["manifest"] = _manifest(part)
     return answer

@@ -11,6 +11,8 @@ from typing import Any, TypeGuard
 import numpy as np
 from scipy.special import stdtrit
 
+Number = int | float
+
 MEDIANS = ("tokens", "meta_tokens", "flops", "seconds")
 MEDIANS += ("activation_bytes", "peak_memory_bytes", "parameters", "active_parameters")
 
@@ -25,7 +27,7 @@ class Interval:
     n: int
 
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def interval(values: Sequence[Number], confidence: float = 0.95) -> Interval:
     """Mean of `values` with the two-sided Student-t interval that holds the true mean with `confidence`.
 
     Raises ValueError when `values` is empty or holds a number that is not finite.
@@ -41,7 +43,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, sample.size)
 
 
-def paired_difference(a: Mapping[int, float], b: Mapping[int, float], confidence: float = 0.95) -> Interval | None:
+def paired_difference(a: Mapping[int, Number], b: Mapping[int, Number], confidence: float = 0.95) -> Interval | None:
     """Interval of a − b over the seeds that both have, or None when they share none.
 
     `a` and `b` map seeds to a measure, such as the validation loss in nats per token. Pairing by seed removes
@@ -85,7 +87,7 @@ def table(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[dict[str, An
     return [aggregate(name) for name in recipes]
 
 
-def gap_closed(rule: Mapping[int, float], floor: Mapping[int, float], ceiling: Mapping[int, float]) -> float | None:
+def gap_closed(rule: Mapping[int, Number], floor: Mapping[int, Number], ceiling: Mapping[int, Number]) -> float | None:
     """Share of the gap between `floor` and `ceiling` that `rule` closes; each maps seeds to a loss.
 
     A ratio of means over the common seeds, not a mean of ratios: one seed with a small gap must not decide.
@@ -101,20 +103,20 @@ def usable(row: Mapping[str, Any]) -> bool:
     return row.get("status") == "finished" and is_finite(row.get("val_loss"))
 
 
-def is_finite(value: object) -> TypeGuard[float]:
+def is_finite(value: object) -> TypeGuard[Number]:
     """Whether `value` is a number, and neither infinite nor NaN."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _finite(rows: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+def _finite(rows: Iterable[Mapping[str, Any]], key: str) -> list[Number]:
     return [row[key] for row in rows if is_finite(row.get(key))]
 
 
-def _interval(values: Sequence[float]) -> dict[str, Any] | None:
+def _interval(values: Sequence[Number]) -> dict[str, Any] | None:
     return asdict(interval(values)) if values else None
 
 
-def _median(values: Sequence[float]) -> float | int | None:
+def _median(values: Sequence[Number]) -> Number | None:
     if not values:
         return None
     median = float(np.median(values))

@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ class Study:
             run_jobs(
                 self.jobs,
                 slots=self.slots,
-                watch=(lambda: watch(self.jobs, time.monotonic() - began)) if watch else nullcontext,
+                watch=lambda: watch(self.jobs, time.monotonic() - began) if watch else None,
                 interrupted=lambda: interrupt.received is not None,
             )
         results = self._results(next(iter(corpora.values())).describe())

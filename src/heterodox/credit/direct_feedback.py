@@ -40,7 +40,7 @@ class DirectFeedback:
         def build(self, model: LanguageModel, streams: Streams) -> "DirectFeedback":
             vocab = model.head.out_features
             matrices = {
-                name: gaussian((vocab, width), self.feedback_std, streams, name).to(model.head.weight)
+                name: gaussian(vocab, width, self.feedback_std, streams, name).to(model.head.weight)
                 for name, width in output_widths(model).items()
                 if self.elsewhere == "local" or isinstance(model.get_submodule(name), nn.Linear)
             }

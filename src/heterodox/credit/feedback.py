@@ -37,7 +37,8 @@ class FeedbackLinear(torch.autograd.Function):
         ctx.has_bias = bias is not None
 
     @staticmethod
-    def backward(ctx: Any, delta: Float[Tensor, "*lead fan_out"]) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Float[Tensor, "*lead fan_out"]) -> tuple[Tensor | None, ...]:
+        (delta,) = grad_outputs
         x, feedback = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
@@ -60,9 +61,9 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
 
 
-def gaussian(shape: tuple[int, int], std: float, streams: Streams, *names: str) -> Float[Tensor, "fan_out fan_in"]:
+def gaussian(fan_out: int, fan_in: int, std: float, streams: Streams, *names: str) -> Float[Tensor, "fan_out fan_in"]:
     """Independent normal entries, drawn from the `rule` stream of `names`."""
-    return torch.randn(shape, generator=streams.generator("rule", *names)) * std
+    return torch.randn(fan_out, fan_in, generator=streams.generator("rule", *names)) * std
 
 
 @contextmanager

@@ -52,9 +52,11 @@ class HeadOnly(Stateless):
         return signal
 
     def manifest(self, model: LanguageModel) -> dict[str, Origin]:
-        origins: dict[str, Origin] = dict.fromkeys((n for n, _ in model.named_parameters()), "frozen")
-        origins |= dict.fromkeys(model.readout_names, "backprop")
-        origins["head.weight"] = "exact"
+        learning = model.readout_names
         if self.embeddings == "backprop":
-            origins |= dict.fromkeys(model.embedding_names, "backprop")
+            learning |= model.embedding_names
+        origins: dict[str, Origin] = {
+            name: "backprop" if name in learning else "frozen" for name, _ in model.named_parameters()
+        }
+        origins["head.weight"] = "exact"
         return origins
