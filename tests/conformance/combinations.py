@@ -2,11 +2,10 @@
 
 from itertools import product
 
-from tests.tiny import tiny_recipe
-
 from heterodox import catalog
 from heterodox.core.errors import RecipeError
 from heterodox.recipe import Recipe
+from tests.tiny import tiny_recipe
 
 LEARNING_RATES = {"sgd": 0.5, "adamw": 1e-2}
 

@@ -4,8 +4,6 @@ import shutil
 
 import pytest
 import torch
-from tests.conformance.combinations import CREDITS, RUNNING_PAIRS, recipe_of
-from tests.tiny import tiny_batch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,6 +18,8 @@ from heterodox.probe import exact_gradients
 from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.session import build_learner, build_model
 from heterodox.run.train import train
+from tests.conformance.combinations import CREDITS, RUNNING_PAIRS, recipe_of
+from tests.tiny import tiny_batch
 
 every_pair = pytest.mark.parametrize(("credit", "update"), RUNNING_PAIRS)
 every_rule = pytest.mark.parametrize("credit", CREDITS)

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tests.tiny import tiny_batch, tiny_gpt
 from torch import nn
 
 from heterodox.core.rng import Streams
@@ -14,6 +13,7 @@ from heterodox.credit.elsewhere import elsewhere_names
 from heterodox.credit.feedback import feedback_linear, feedback_path, linear_layers
 from heterodox.credit.tape import record_layers
 from heterodox.objective import CrossEntropy
+from tests.tiny import tiny_batch, tiny_gpt
 
 RULES = [Backprop, FeedbackAlignment, DirectFeedback, HeadOnly]
 KEY_BIASES = {"blocks.0.attn.k.bias", "blocks.1.attn.k.bias"}  # softmax does not see them: no gradient

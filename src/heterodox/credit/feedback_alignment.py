@@ -41,7 +41,7 @@ class FeedbackAlignment:
 
         def build(self, model: LanguageModel, streams: Streams) -> "FeedbackAlignment":
             matrices = {
-                name: gaussian(*layer.weight.shape, self.feedback_std, streams, name).to(layer.weight)
+                name: gaussian(layer.out_features, layer.in_features, self.feedback_std, streams, name).to(layer.weight)
                 for name, layer in linear_layers(model).items()
             }
             return FeedbackAlignment(matrices, elsewhere=self.elsewhere)
