@@ -1,0 +1,160 @@
+"""The charts as Vega-Lite specifications without data: the page holds each data set once, by name.
+
+Colours come from the page's style sheet, so that one specification serves light and dark.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from heterodox.compare.statistics import Number
+from heterodox.report.curves import Span
+
+TITLES = {
+    "tokens": "tokens consumed, meta tokens included",
+    "flops": "floating-point operations",
+    "seconds": "seconds of training",
+}
+ROW = 30  # height of a recipe in the chart of final losses, in pixels
+MEASURES = {"cosine": "cosine", "norm_ratio": "norm ratio", "sign_agreement": "sign agreement"}
+
+
+def loss_chart(
+    cost: str, logarithmic: bool, styles: Sequence[dict[str, Any]], costs: Span, losses: Span, zoomed: Number
+) -> dict[str, Any]:
+    """Validation loss against `cost`: mean, interval and seeds, ends of failed runs, entropies.
+
+    `costs` and `losses` (nats per token) are the ends of the axes. The page sets two parameters: `shown`, the
+    recipes, and `zoom`, whether the loss axis ends at `zoomed`.
+    """
+    recipes = [style["recipe"] for style in styles]
+    shown = alt.param(name="shown", value=recipes)
+    zoom = alt.param(name="zoom", value=False)
+    scale = alt.Scale(type="log" if logarithmic else "linear", domain=list(costs), nice=False)
+    x = alt.X(f"{cost}:Q", scale=scale, axis=_axis(TITLES[cost]))
+    highest = alt.ExprRef(f"zoom ? {zoomed} : {losses[1]}")
+    y_scale = alt.Scale(domain=list(losses), domainMax=highest, zero=False, nice=False)
+    y = alt.Y("loss:Q", scale=y_scale, axis=alt.Axis(title="validation loss, nats per token"))
+    color = alt.Color("recipe:N", scale=alt.Scale(domain=recipes), legend=None)
+    dash_scale = alt.Scale(domain=recipes, range=[style["dash"] for style in styles])
+    dash = alt.StrokeDash("recipe:N", scale=dash_scale, legend=None)
+    nearest = alt.selection_point(name="near", on="pointerover", nearest=True, empty=False, clear="pointerout")
+
+    def rows(name: str) -> alt.Chart:
+        chosen = f"indexof(shown, datum.recipe) >= 0 && isValid(datum.{cost})"
+        kept = alt.Chart(alt.NamedData(name=name)).transform_filter(chosen)
+        return kept.transform_filter(f"datum.{cost} > 0") if logarithmic else kept
+
+    tooltip = [
+        alt.Tooltip("recipe:N"),
+        alt.Tooltip("loss:Q", title="mean loss", format=".3f"),
+        alt.Tooltip("low:Q", title="95 % from", format=".3f"),
+        alt.Tooltip("high:Q", title="to", format=".3f"),
+        alt.Tooltip("n:Q", title="seeds"),
+        alt.Tooltip("step:Q", format=","),
+        alt.Tooltip("tokens:Q", format=".3s"),
+        alt.Tooltip("flops:Q", title="FLOPs", format=".3s"),
+        alt.Tooltip("seconds:Q", format=".3s"),
+    ]
+    means, seeds = rows("means"), rows("seeds")
+    band = means.mark_area(opacity=0.16, clip=True).encode(
+        x=x, y=alt.Y("low:Q", scale=y_scale), y2="high:Q", color=color
+    )
+    thin = seeds.mark_line(strokeWidth=0.8, opacity=0.4, clip=True).encode(x=x, y=y, color=color, detail="seed:N")
+    line = means.mark_line(strokeWidth=2.2, clip=True).encode(x=x, y=y, color=color, strokeDash=dash)
+    dots = (
+        means.mark_point(size=46, filled=True, clip=True)
+        .encode(x=x, y=y, color=color, tooltip=tooltip, opacity=alt.condition(nearest, alt.value(1), alt.value(0)))
+        .add_params(nearest)
+    )
+    ends = (
+        rows("ends")
+        .mark_point(shape="cross", angle=45, size=90, filled=True, clip=True)
+        .encode(x=x, y=y, color=color, tooltip=["recipe:N", "seed:N", "status:N", "step:Q"])
+    )
+    layers = alt.layer(band, thin, line, *_references(y_scale), ends, dots)
+    chart = layers.properties(width="container", height=400, description=f"Validation loss against {TITLES[cost]}")
+    return _plain(chart.add_params(shown, zoom))
+
+
+def final_chart(recipes: Sequence[str], ordered: Sequence[str], losses: Span) -> dict[str, Any]:
+    """Final validation loss of each recipe, `ordered` from top to bottom: seeds, mean and interval.
+
+    `losses` (nats per token) are the ends of the axis; `recipes` fixes the colours.
+    """
+    color = alt.Color("recipe:N", scale=alt.Scale(domain=list(recipes)), legend=None)
+    y = alt.Y(
+        "recipe:N", sort=list(ordered), axis=alt.Axis(title=None, domain=False, ticks=False, grid=True, labelPadding=8)
+    )
+    scale = alt.Scale(domain=list(losses), zero=False, nice=False)
+    title = "validation loss, nats per token"
+    x = alt.X("mean:Q", scale=scale, axis=alt.Axis(title=title, labelFlush=False, domain=False, tickCount=8))
+    finals = alt.Chart(alt.NamedData(name="finals"))
+    singles = alt.Chart(alt.NamedData(name="singles"))
+    tooltip = [
+        alt.Tooltip("recipe:N"),
+        alt.Tooltip("mean:Q", title="mean loss", format=".4f"),
+        alt.Tooltip("low:Q", title="95 % from", format=".4f"),
+        alt.Tooltip("high:Q", title="to", format=".4f"),
+        alt.Tooltip("n:Q", title="seeds"),
+    ]
+    each = ["recipe:N", "seed:N", alt.Tooltip("loss:Q", format=".4f")]
+    ticks = singles.mark_tick(thickness=1.5, size=14, opacity=0.6).encode(
+        x=alt.X("loss:Q", scale=scale), y=y, color=color, tooltip=each
+    )
+    bars = finals.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=color)
+    dots = finals.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, color=color, tooltip=tooltip)
+    references = alt.Chart(alt.NamedData(name="references"))
+    at = alt.X("loss:Q", scale=scale)
+    lines = references.mark_rule(strokeDash=[4, 4], opacity=0.7).encode(x=at)
+    name = alt.ExprRef("datum.key == 'unigram_loss' ? 'right' : 'left'")
+    labels = references.mark_text(align=name, baseline="bottom").encode(x=at, y=alt.value(-4), text="short:N")
+    chart = alt.layer(lines, labels, bars, ticks, dots).properties(
+        width="container", height=ROW * len(ordered), description="Final validation loss of each recipe"
+    )
+    return _plain(chart)
+
+
+def alignment_chart(measure: str, norm_bound: float) -> dict[str, Any]:
+    """Heat map of one measure of one recipe: steps across, parameters down, chance in the middle colour.
+
+    The page sets the height, which depends on the number of parameters.
+    """
+    ends = {"cosine": [-1, 1], "norm_ratio": [1 / norm_bound, norm_bound], "sign_agreement": [0, 1]}
+    kind = "log" if measure == "norm_ratio" else "linear"
+    scale = alt.Scale(type=kind, domain=ends[measure], range="diverging", clamp=True, interpolate="lab")
+    title = MEASURES[measure]
+    legend = alt.Legend(title=title, orient="top", gradientLength=200, titleOrient="left", gradientThickness=10)
+    steps = alt.Axis(title="step", labelAngle=0, labelOverlap="greedy", labelSeparation=6, ticks=False, domain=False)
+    label = "replace(replace(datum.label, 'blocks.', ''), '.weight', '')"
+    names = alt.Axis(title=None, labelExpr=label, ticks=False, domain=False, labelPadding=6)
+    order = alt.EncodingSortField("row", op="min")
+    y = alt.Y("parameter:N", sort=order, axis=names)
+    cells = alt.Chart(alt.NamedData(name="cells"))
+    tooltip = ["parameter:N", "step:O", alt.Tooltip("value:Q", title=title, format=".3g")]
+    color = alt.Color("value:Q", scale=scale, legend=legend)
+    map_ = cells.mark_rect().encode(x=alt.X("step:O", axis=steps), y=y, color=color, tooltip=tooltip)
+    between = cells.transform_filter("datum.first").mark_rule(strokeWidth=1, opacity=0.8)
+    chart = alt.layer(map_, between.encode(y=alt.Y("parameter:N", sort=order, bandPosition=0)))
+    chart = chart.properties(width="container", description=f"{title} with the exact gradient")
+    return _plain(chart)
+
+
+def _references(scale: alt.Scale) -> tuple[alt.Chart, alt.Chart]:
+    data = alt.Chart(alt.NamedData(name="references"))
+    y = alt.Y("loss:Q", scale=scale)
+    line = data.mark_rule(strokeDash=[4, 4], opacity=0.7, clip=True).encode(y=y)
+    text = data.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, clip=True)
+    return line, text.encode(y=y, x=alt.value("width"), text="name:N")
+
+
+def _axis(title: str) -> alt.Axis:
+    label = "datum.value == 0 ? '0' : format(datum.value, '~s')"
+    return alt.Axis(title=title, labelExpr=label, labelOverlap="greedy", labelSeparation=8, tickCount=6, grid=False)
+
+
+def _plain(chart: alt.TopLevelMixin) -> dict[str, Any]:
+    """The specification without Altair's own configuration and without the address of its schema."""
+    spec = chart.to_dict()
+    return {key: value for key, value in spec.items() if key not in ("$schema", "config", "datasets")}

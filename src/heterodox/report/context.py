@@ -1,0 +1,120 @@
+"""What the template is given besides tables and charts: facts of the study, reference losses, samples."""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from heterodox.compare.statistics import Number, is_finite
+from heterodox.report import units
+from heterodox.report.study import Study
+
+
+def title(study: Study) -> str:
+    corpora = [name for header in study.headers if (name := (header.get("corpus") or {}).get("name"))]
+    where = f" on {', '.join(dict.fromkeys(corpora))}" if corpora else ""
+    recipes = study.recipes
+    return f"{recipes[0]}{where}" if len(recipes) == 1 else f"{len(recipes)} recipes{where}"
+
+
+def facts(study: Study) -> list[tuple[str, list[str]]]:
+    """Labels with their values, one value per merged study unless they agree; absent facts are left out."""
+    seeds = sorted({run.seed for run in study.runs})
+    found = [
+        ("Corpus", _values(study, _corpus)),
+        ("Tokens", _values(study, _tokens)),
+        ("Seeds", [", ".join(map(str, seeds))]),
+        ("Device", _values(study, lambda header: str(header.get("device") or ""))),
+        (
+            "Versions",
+            _values(study, lambda h: ", ".join(f"{k} {v}" for k, v in (h.get("versions") or {}).items())),
+        ),
+        ("Date", _values(study, lambda header: _date(header.get("created")))),
+        ("Command", _values(study, lambda header: header.get("command") or "")),
+    ]
+    return [(label, values) for label, values in found if values]
+
+
+def corpora(study: Study) -> list[str]:
+    """A warning when the runs did not all see the same corpus."""
+    shas = dict.fromkeys(run.summary.get("corpus_sha256") for run in study.runs)
+    shas.pop(None, None)
+    if len(shas) < 2:
+        return []
+    names = ", ".join(str(sha)[:8] for sha in shas)
+    return [f"The runs are on {len(shas)} different corpora ({names}): their losses cannot be compared."]
+
+
+def reference(study: Study, key: str) -> Number | None:
+    """A loss that all summaries agree on under `key`, in nats per token, or None."""
+    values = [run.summary[key] for run in study.runs if is_finite(run.summary.get(key))]
+    return values[0] if values and max(values) - min(values) < 1e-3 else None
+
+
+def references(study: Study) -> list[dict[str, Any]]:
+    """The two entropies that losses are read against, where known."""
+    names = {"unigram_loss": "unigram entropy", "floor_loss": "entropy floor"}
+    found = [
+        {"name": name, "short": name.replace("entropy", "").strip(), "loss": reference(study, key), "key": key}
+        for key, name in names.items()
+    ]
+    return [entry for entry in found if entry["loss"] is not None]
+
+
+def with_references(rows: Sequence[dict[str, Any]], references: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table's rows by loss, with the reference losses (rows that have a `name`) in their places."""
+
+    def loss(row: dict[str, Any]) -> Number:
+        return row["loss"] if "name" in row else row["val_loss"]["mean"] if row["val_loss"] else float("inf")
+
+    return sorted([*rows, *references], key=loss)
+
+
+def samples(study: Study) -> list[tuple[str, int, list[dict[str, Any]]]]:
+    """Recipe, seed and samples of each recipe's first run that has any; the prompt is cut off the text."""
+    found = []
+    for recipe in study.recipes:
+        run = next((run for run in study.of(recipe) if run.samples), None)
+        if run is not None:
+            entries = [entry for entry in run.samples if isinstance(entry, dict)]
+            found.append((recipe, run.seed, [_sample(entry) for entry in entries]))
+    return found
+
+
+def _sample(entry: dict[str, Any]) -> dict[str, Any]:
+    prompt = str(entry.get("prompt") or "")
+    text = str(entry.get("text") or "").removeprefix(prompt)
+    return {"prompt": prompt, "text": text, "temperature": entry.get("temperature")}
+
+
+def _values(study: Study, read: Callable[[dict[str, Any]], str]) -> list[str]:
+    return [value for value in dict.fromkeys(read(header) for header in study.headers) if value]
+
+
+def _corpus(header: dict[str, Any]) -> str:
+    corpus = header.get("corpus") or {}
+    parts = [str(corpus.get("name") or "")]
+    if is_finite(corpus.get("documents")):
+        parts.append(f"{corpus['documents']:,} documents")
+    if is_finite(corpus.get("bytes")):
+        parts.append(units.memory(corpus["bytes"]))
+    if corpus.get("vocab_size"):
+        parts.append(f"vocabulary {corpus['vocab_size']}")
+    if corpus.get("sha256"):
+        parts.append(f"sha256 {str(corpus['sha256'])[:12]}…")
+    return ", ".join(part for part in parts if part)
+
+
+def _tokens(header: dict[str, Any]) -> str:
+    splits = (header.get("corpus") or {}).get("tokens") or {}
+    return ", ".join(f"{name} {units.count(size)}" for name, size in _items(splits))
+
+
+def _items(splits: Any) -> Iterable[tuple[str, Any]]:
+    return splits.items() if isinstance(splits, dict) else [("in all", splits)]
+
+
+def _date(created: str | None) -> str:
+    try:
+        return datetime.fromisoformat(created or "").strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return created or ""

@@ -1,0 +1,122 @@
+"""One run folder as a `Run`: what a training run wrote, read with suspicion.
+
+What a killed process left half-written becomes a note on the page; a file that must be whole and is not, a
+`CheckpointError`.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from heterodox.compare.statistics import usable
+from heterodox.core.errors import CheckpointError
+
+RUN_FILES = ("summary.json", "metrics.jsonl", "recipe.yaml")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe at one seed. `evals` and `probes` are rows of metrics.jsonl, one per step, in order."""
+
+    recipe: str
+    seed: int
+    summary: dict[str, Any]
+    folder: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    yaml: str = ""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    evals: list[dict[str, Any]] = field(default_factory=list)
+    probes: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return usable(self.summary)
+
+
+def read_run(folder: Path, notes: list[str], row: dict[str, Any] | None = None) -> Run:
+    """A run from its folder; `row`, its line in results.json, goes before its own summary."""
+    name = f"{folder.parent.name}/{folder.name}"
+    text = _text(folder / "recipe.yaml") or ""
+    config = _recipe(folder / "recipe.yaml", text)
+    if row is None:
+        row = read_json(folder / "summary.json", dict) if (folder / "summary.json").is_file() else None
+    if row is None:
+        row = {"status": "interrupted", "message": "No summary: the run was killed or is still going."}
+    if not folder.is_dir() and row.get("status") in ("finished", "diverged"):
+        notes.append(f"{name} is missing: its curves, alignment and samples are not shown.")
+    manifest = read_json(folder / "manifest.json", dict) if (folder / "manifest.json").is_file() else {}
+    samples = read_json(folder / "samples.json", list) if (folder / "samples.json").is_file() else []
+    evals, probes = _metrics(folder / "metrics.jsonl", name, notes)
+    seed = re.fullmatch(r"seed-(\d+)", folder.name)
+    seed = row.get("seed", config.get("seed", int(seed[1]) if seed else 0))
+    recipe = str(row.get("recipe") or config.get("name") or folder.parent.name)
+    credit = row.get("credit") or manifest.get("credit") or config.get("credit")
+    credit = credit.get("name") if isinstance(credit, dict) else credit
+    summary = row | {"seed": seed, "credit": credit}
+    return Run(recipe, seed, summary, folder, config, text, manifest, evals, probes, samples)
+
+
+def _metrics(path: Path, name: str, notes: list[str]) -> tuple[list[dict], list[dict]]:
+    """Evaluation and probe rows by step. A step logged again after a resume replaces its first row."""
+    evals: dict[int, dict] = {}
+    probes: dict[int, dict] = {}
+    meta_tokens = 0
+    for row in _lines(path, name, notes):
+        step = row.get("step", 0)
+        if row.get("kind") == "train":
+            meta_tokens = row.get("meta_tokens") or 0
+        elif row.get("kind") == "eval":
+            evals[step] = {"meta_tokens": meta_tokens} | row
+        elif row.get("kind") == "probe":
+            probes[step] = row
+    return [evals[step] for step in sorted(evals)], [probes[step] for step in sorted(probes)]
+
+
+def _lines(path: Path, name: str, notes: list[str]) -> Iterator[dict[str, Any]]:
+    lines = (_text(path) or "").split("\n")
+    damaged = 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            damaged += number < len(lines)  # the last line of a killed process may be half of one
+            continue
+        if isinstance(row, dict):
+            yield row
+    if damaged:
+        notes.append(f"{name}: {damaged} damaged line{'s' * (damaged > 1)} of metrics.jsonl left out.")
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_json(path: Path, kind: type) -> Any:
+    try:
+        value = json.loads(_text(path) or "")
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not JSON (line {error.lineno}); the file is damaged") from error
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a {kind.__name__}")
+    return value
+
+
+def _recipe(path: Path, text: str) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{path} is not YAML; the file is damaged") from error
+    return config if isinstance(config, dict) else {}

@@ -1,0 +1,123 @@
+"""The result in plain words, made from the numbers and from nothing else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from heterodox.compare.statistics import Number, is_finite, paired_difference
+from heterodox.report import units
+from heterodox.report.study import Study
+
+FEW = 6  # rules that one sentence can hold
+
+
+def headline(study: Study, table: Sequence[dict[str, Any]]) -> str:
+    """One sentence: how much of the gap each rule closes, or how far from the baseline it ends."""
+    rows = {row["recipe"]: row for row in table if row["val_loss"]}
+    if not rows:
+        return "No run finished, so there is nothing to compare."
+    base, floor = study.baseline, head_only(study)
+    if base in rows and floor in rows:
+        closed = {
+            name: row["gap_closed"]
+            for name, row in rows.items()
+            if name not in (base, floor) and row["gap_closed"] is not None
+        }
+        between = f"the gap between {_at(rows[floor])} and {_at(rows[base])}"
+        if closed:
+            return _gap(closed, between, floor, base)
+        if len(rows) == 2:
+            return f"Nothing stands yet in {between}: both are references."
+        return f"The gap is not there to close: {_at(rows[floor])} does not end above {_at(rows[base])}."
+    others = sorted((row for name, row in rows.items() if name != base), key=lambda r: r["val_loss"]["mean"])
+    if base in rows and others:
+        ends = [f"{row['recipe']} {_apart(row)}" for row in others[:FEW]]
+        return f"Against {_at(rows[base])}, in nats per token: {'; '.join(ends)}."
+    ends = [f"{row['recipe']} at {units.loss(row['val_loss']['mean'])}" for row in rows.values()]
+    return f"Validation loss in nats per token: {'; '.join(ends[:FEW])}."
+
+
+def remarks(study: Study, table: Sequence[dict[str, Any]], unigram: Number | None) -> list[str]:
+    """What a careful reader would add: how many seeds, what is within chance, what failed, what cost more."""
+    rows = [row for row in table if row["val_loss"]]
+    said = [_seeds(rows)] if rows else []
+    chance = [row["recipe"] for row in rows if _includes_zero(row["difference"])]
+    if chance:
+        said.append(f"Not told apart from {study.baseline}, as the interval includes 0: {', '.join(chance)}.")
+    said += _untrained(study, rows)
+    above = [row["recipe"] for row in rows if is_finite(unigram) and row["val_loss"]["mean"] >= unigram]
+    if above:
+        said.append(f"No better than guessing by token frequency alone (unigram entropy): {', '.join(above)}.")
+    failed = [f"{row['recipe']} ({row['failed']} of {row['failed'] + row['seeds']})" for row in table if row["failed"]]
+    if failed:
+        said.append(f"Left out because they did not finish: {', '.join(failed)}.")
+    charged = [(row["tokens"] or 0) + (row["meta_tokens"] or 0) for row in rows]
+    if charged and max(charged) > 1.01 * min(charged):
+        span = f"{units.count(min(charged))} to {units.count(max(charged))}"
+        said.append(f"The runs did not consume equally many tokens ({span}): read the curves before the table.")
+    return said
+
+
+def head_only(study: Study) -> str | None:
+    """The first recipe whose credit is head_only: its blocks stay as initialised."""
+    return next((run.recipe for run in study.runs if run.summary.get("credit") == "head_only"), None)
+
+
+def _gap(closed: dict[str, Number], between: str, floor: str | None, base: str | None) -> str:
+    ranked = sorted(closed.items(), key=lambda item: -item[1])
+    parts = []
+    for name, share in ranked[:FEW]:
+        if share < 0:
+            parts.append(f"{name} ends above {floor} ({units.percent(share)})")
+        elif share > 1:
+            parts.append(f"{name} ends below {base} ({units.percent(share)})")
+        else:
+            parts.append(f"{name} closes {units.percent(share)}")
+    first, *rest = parts
+    first = f"{first} of {between}"
+    others = [share for _, share in ranked[FEW:]]
+    ends = dict.fromkeys(units.percent(share) for share in (min(others), max(others))) if others else ()
+    more = f"; {len(others)} more: {' to '.join(ends)}" if others else ""
+    return f"{'; '.join([first, *rest])}{more}."
+
+
+def _seeds(rows: Sequence[dict[str, Any]]) -> str:
+    numbers = sorted({row["seeds"] for row in rows})
+    if numbers == [1]:
+        return "One seed: no interval, so a small difference may be chance."
+    many = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    fewer = "; at least 3 are needed for a claim" if numbers[0] < 3 else ""
+    return f"{many} seeds per recipe; intervals are 95 % (Student t), differences paired by seed{fewer}."
+
+
+def _untrained(study: Study, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Rules whose loss is not below head_only's by more than chance, judged by the paired interval."""
+    floor = head_only(study)
+    losses = {
+        row["recipe"]: {run.seed: run.summary["val_loss"] for run in study.of(row["recipe"]) if run.finished}
+        for row in rows
+    }
+    if floor not in losses:
+        return []
+    unproven = []
+    for name in losses.keys() - {floor}:
+        difference = paired_difference(losses[name], losses[floor])
+        if difference is None or difference.mean >= 0 or (difference.high is not None and difference.high >= 0):
+            unproven.append(name)
+    unproven = [name for name in losses if name in unproven]
+    return [f"Not shown to train the blocks (not below {floor} beyond chance): {', '.join(unproven)}."] * bool(unproven)
+
+
+def _includes_zero(difference: dict[str, Any] | None) -> bool:
+    return bool(difference) and difference["low"] is not None and difference["low"] <= 0 <= difference["high"]
+
+
+def _at(row: dict[str, Any]) -> str:
+    return f"{row['recipe']} ({units.loss(row['val_loss']['mean'])})"
+
+
+def _apart(row: dict[str, Any]) -> str:
+    difference = row["difference"]
+    if difference is None:
+        return f"ends at {units.loss(row['val_loss']['mean'])}, on other seeds"
+    interval = f" [{units.signed(difference['low'])}, {units.signed(difference['high'])}]" * (difference["n"] > 1)
+    return f"ends {units.signed(difference['mean'])}{interval}"

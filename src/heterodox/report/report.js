@@ -1,0 +1,88 @@
+"use strict";
+// Draws the charts into the page and redraws them when a control, or the reader's colour scheme, changes.
+(() => {
+  const page = JSON.parse(document.getElementById("page").textContent);
+  const darkScheme = window.matchMedia("(prefers-color-scheme: dark)");
+  const views = new Map();
+
+  // The style sheet is the one place where colours are written.
+  function config() {
+    const style = getComputedStyle(document.documentElement);
+    const css = (name) => style.getPropertyValue(name).trim();
+    const font = getComputedStyle(document.body).fontFamily;
+    const [ink, muted, line] = ["--ink", "--muted", "--line"].map(css);
+    const axis = { domainColor: line, gridColor: line, tickColor: line, labelColor: muted, titleColor: muted };
+    return {
+      background: "transparent", font,
+      view: { stroke: null },
+      axis: { ...axis, labelFontSize: 12, titleFontSize: 12, titleFontWeight: 400, titlePadding: 10, gridOpacity: 0.7 },
+      axisY: { labelLimit: window.innerWidth < 640 ? 140 : 240 },
+      legend: { labelColor: muted, titleColor: muted, titleFontWeight: 400, labelFontSize: 12, titleFontSize: 12 },
+      text: { color: muted, fontSize: 11 },
+      rule: { color: muted },
+      rect: { stroke: css("--card"), strokeWidth: 0.4 },
+      mark: { color: ink },
+      range: {
+        category: page.recipes.map((_, index) => css(`--recipe-${index}`)),
+        diverging: [css("--negative"), css("--middle"), css("--positive")],
+      },
+    };
+  }
+
+  async function draw(id, name, datasets, params = {}, changes = {}, renderer = "svg") {
+    const element = document.getElementById(id);
+    if (!element) return;
+    views.get(id)?.finalize();
+    const spec = { ...page.charts[name], ...changes, datasets };
+    spec.params = (spec.params ?? []).map((p) => (p.name in params ? { ...p, value: params[p.name] } : p));
+    const options = { mode: "vega-lite", actions: false, renderer, config: config(), tooltip: { theme: darkScheme.matches ? "dark" : "light" } };
+    views.set(id, await window.vegaEmbed(element, spec, options));
+  }
+
+  function lossState() {
+    const form = new FormData(document.querySelector("#curves form"));
+    return { cost: form.get("cost"), scale: form.has("log") ? "log" : "linear", shown: form.getAll("shown"), zoom: form.has("zoom") };
+  }
+
+  function drawLoss() {
+    if (!document.getElementById("chart-loss")) return;
+    const { cost, scale, shown, zoom } = lossState();
+    const { means, seeds, ends, references } = page.data;
+    return draw("chart-loss", `loss/${cost}/${scale}`, { means, seeds, ends, references }, { shown, zoom });
+  }
+
+  function drawAlignment() {
+    if (!document.getElementById("chart-alignment")) return;
+    const form = new FormData(document.querySelector("#alignment form"));
+    const found = page.alignment[form.get("recipe")];
+    const measure = form.get("measure");
+    const starts = new Set(found.starts);
+    const cells = found.parameters.flatMap((parameter, row) =>
+      found.steps.map((step, column) => ({
+        parameter, row, step, value: found[measure][row][column], first: column === 0 && starts.has(parameter),
+      })));
+    return draw("chart-alignment", `alignment/${measure}`, { cells }, {}, { height: 15 * found.parameters.length }, "canvas");
+  }
+
+  function drawFinal() {
+    const { finals, singles, references } = page.data;
+    return draw("chart-final", "final", { finals, singles, references });
+  }
+
+  async function drawAll() {
+    await Promise.all([drawFinal(), drawLoss(), drawAlignment()]);
+    document.documentElement.dataset.ready = "true";
+  }
+
+  // Which recipes and how much of the loss axis: signals of the view that is there. Anything else is another chart.
+  document.querySelector("#curves form")?.addEventListener("change", (event) => {
+    const name = event.target.name;
+    const view = views.get("chart-loss")?.view;
+    if (view && (name === "shown" || name === "zoom")) view.signal(name, lossState()[name]).runAsync();
+    else drawLoss();
+  });
+  document.querySelector("#alignment form")?.addEventListener("change", drawAlignment);
+  document.querySelectorAll("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
+  darkScheme.addEventListener("change", drawAll);
+  drawAll();
+})();

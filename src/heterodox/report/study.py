@@ -1,0 +1,116 @@
+"""Folders of studies and runs, merged into one `Study`.
+
+A study folder holds `results.json` and `runs/`; a run folder holds one recipe at one seed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from heterodox.core.errors import CheckpointError
+from heterodox.report.read import RUN_FILES, Run, read_json, read_run
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that a page is made of. `headers` are the results.json files without runs and table."""
+
+    runs: list[Run]
+    baseline: str | None
+    descriptions: dict[str, str]
+    headers: list[dict[str, Any]]
+    notes: list[str]
+
+    @property
+    def recipes(self) -> list[str]:
+        return list(dict.fromkeys(run.recipe for run in self.runs))
+
+    def of(self, recipe: str) -> list[Run]:
+        return [run for run in self.runs if run.recipe == recipe]
+
+
+def read_study(folders: Sequence[Path]) -> Study:
+    """Read and merge study and run folders.
+
+    Runs of one name are seeds of one recipe only if their resolved recipes agree and no seed comes twice;
+    otherwise the later folder's recipe gets that folder's name in brackets. Raises CheckpointError when a
+    folder is neither a study nor a run, or when a file that must be whole is damaged.
+    """
+    if not folders:
+        raise CheckpointError("a report needs at least one study or run folder, got none")
+    runs: list[Run] = []
+    headers: list[dict[str, Any]] = []
+    notes: list[str] = []
+    descriptions: dict[str, str] = {}
+    for folder in dict.fromkeys(Path(f).resolve() for f in folders):
+        header, found = _read_folder(folder, notes)
+        found = [run for run in found if run.folder not in {other.folder for other in runs}]
+        names = {run.recipe: _free_name(run.recipe, found, runs, folder) for run in found}
+        notes += [f"“{new}” stands beside another “{old}”." for old, new in names.items() if old != new]
+        runs += [replace(run, recipe=names[run.recipe]) for run in found]
+        headers.append(header)
+        for recipe in header.get("recipes", []):
+            name = names.get(recipe.get("name"), recipe.get("name"))
+            descriptions.setdefault(name, recipe.get("description") or "")
+    if not runs:
+        raise CheckpointError(f"no run in {', '.join(map(str, folders))}: nothing to report yet")
+    runs = [replace(run, summary=run.summary | {"recipe": run.recipe}) for run in runs]
+    recipes = {run.recipe for run in runs}
+    baseline = next((h["baseline"] for h in headers if h.get("baseline") in recipes), None)
+    if baseline is None:
+        baseline = next((run.recipe for run in runs if run.summary.get("credit") == "backprop"), None)
+    return Study(runs, baseline, descriptions, headers, notes)
+
+
+def _read_folder(folder: Path, notes: list[str]) -> tuple[dict[str, Any], list[Run]]:
+    if (folder / "results.json").is_file():
+        results = read_json(folder / "results.json", dict)
+        if results.get("format") != FORMAT:
+            found = f"{folder / 'results.json'} has format {results.get('format')!r}"
+            raise CheckpointError(f"{found}; this version of heterodox reads {FORMAT}")
+        rows = results.get("runs", [])
+        bad = [row for row in rows if not isinstance(row, dict) or "recipe" not in row or "seed" not in row]
+        if bad:
+            raise CheckpointError(f"{folder / 'results.json'} lists a run without recipe or seed")
+        header = {key: value for key, value in results.items() if key not in ("runs", "table")}
+        return header, [read_run(folder / _run_path(row), notes, row) for row in rows]
+    if any((folder / name).is_file() for name in RUN_FILES):
+        return _header([read_run(folder, notes)])
+    inside = sorted(path for path in folder.glob("runs/*/seed-*") if path.is_dir())
+    if inside:
+        notes.append(f"{folder.name} has no results.json: the comparison did not end.")
+        return _header([read_run(path, notes) for path in inside])
+    found = "neither holds results.json nor a run's files" if folder.is_dir() else "is no folder"
+    raise CheckpointError(f"{folder} {found}; give the --out of a comparison or of a training run")
+
+
+def _header(runs: list[Run]) -> tuple[dict[str, Any], list[Run]]:
+    """What a results.json would say of runs that have none, as far as they know it."""
+    return {key: runs[0].summary.get(key) for key in ("corpus", "device")}, runs
+
+
+def _run_path(row: dict[str, Any]) -> str:
+    return row.get("run") or f"runs/{row['recipe']}/seed-{row['seed']}"
+
+
+def _free_name(recipe: str, found: list[Run], runs: list[Run], folder: Path) -> str:
+    mine = [run for run in found if run.recipe == recipe]
+    same = [run for run in runs if run.recipe == recipe]
+    seeds = {run.seed for run in same}
+    if not same or (_core(mine[0]) == _core(same[0]) and not any(run.seed in seeds for run in mine)):
+        return recipe
+    label = f"{folder.parent.name}/{folder.name}" if folder.name.startswith("seed-") else folder.name
+    taken = {run.recipe for run in runs}
+    names = [f"{recipe} ({label})", *(f"{recipe} ({label}, {n})" for n in range(2, len(runs) + 3))]
+    return next(name for name in names if name not in taken)
+
+
+def _core(run: Run) -> dict[str, Any]:
+    """The resolved recipe without what may differ between seeds of one recipe, run on different machines."""
+    core = {key: value for key, value in run.config.items() if key not in ("seed", "description", "log")}
+    if isinstance(core.get("run"), dict):
+        core["run"] = {key: value for key, value in core["run"].items() if key not in ("threads", "device")}
+    return core
