@@ -69,6 +69,16 @@ def with_references(rows: Sequence[dict[str, Any]], references: Sequence[dict[st
     return sorted([*rows, *references], key=loss)
 
 
+def failures(study: Study) -> list[dict[str, Any]]:
+    """The runs that did not finish; seeds of one recipe that ended alike share an entry."""
+    found: dict[tuple, list[int]] = {}
+    for run in (run for run in study.runs if not run.finished):
+        end = run.recipe, *(run.summary.get(key) for key in ("status", "steps", "message"))
+        found.setdefault(end, []).append(run.seed)
+    keys = ("recipe", "status", "steps", "message", "seeds")
+    return [dict(zip(keys, (*end, seeds), strict=True)) for end, seeds in found.items()]
+
+
 def samples(study: Study) -> list[tuple[str, int, list[dict[str, Any]]]]:
     """Recipe, seed and samples of each recipe's first run that has any; the prompt is cut off the text."""
     found = []
@@ -94,7 +104,7 @@ def _corpus(header: dict[str, Any]) -> str:
     corpus = header.get("corpus") or {}
     parts = [str(corpus.get("name") or "")]
     if is_finite(corpus.get("documents")):
-        parts.append(f"{corpus['documents']:,} documents")
+        parts.append(f"{corpus['documents']:,} document{'s' * (corpus['documents'] != 1)}")
     if is_finite(corpus.get("bytes")):
         parts.append(units.memory(corpus["bytes"]))
     if corpus.get("vocab_size"):

@@ -20,7 +20,7 @@ POINTS = 600  # per curve: more points than pixels only make the page heavy
 
 
 def curves(study: Study) -> dict[str, Rows]:
-    """Data sets of the loss curves: `means` over seeds with intervals, single `seeds`, `ends` of failed runs.
+    """Data sets of the loss curves: `means` over seeds with intervals, single `seeds`, `ends` of unfinished runs.
 
     A recipe's mean is over its finished runs, at the steps that all of them evaluated; so is its cost there.
     Two seeds get no interval here: at 12.7 standard errors it would hide the other recipes' curves.
@@ -34,8 +34,8 @@ def curves(study: Study) -> dict[str, Rows]:
         for run in runs:
             curve = _curve(run)
             seeds += thin(curve)
-            if curve and run.summary.get("status") in ("diverged", "failed"):
-                ends.append(curve[-1] | {"status": run.summary["status"]})
+            if curve and not run.finished:
+                ends.append(curve[-1] | {"status": run.summary.get("status")})
     return {"means": means, "seeds": seeds, "ends": ends}
 
 

@@ -68,7 +68,7 @@ def render(study: Study) -> str:
         notes=[*study.notes, *context.corpora(study)],
         facts=context.facts(study),
         table=context.with_references(ordered, references),
-        failures=[run for run in study.runs if not run.finished],
+        failures=context.failures(study),
         styles={style["recipe"]: style | {"index": index} for index, style in enumerate(colours)},
         charts=charts,
         references=references,

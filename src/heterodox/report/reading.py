@@ -66,9 +66,9 @@ def _gap(closed: dict[str, Number], between: str, floor: str | None, base: str |
     ranked = sorted(closed.items(), key=lambda item: -item[1])
     parts = []
     for name, share in ranked[:FEW]:
-        if share < 0:
+        if share < -0.005:
             parts.append(f"{name} ends above {floor} ({units.percent(share)})")
-        elif share > 1:
+        elif share > 1.005:
             parts.append(f"{name} ends below {base} ({units.percent(share)})")
         else:
             parts.append(f"{name} closes {units.percent(share)}")

@@ -4,6 +4,14 @@
   const page = JSON.parse(document.getElementById("page").textContent);
   const darkScheme = window.matchMedia("(prefers-color-scheme: dark)");
   const views = new Map();
+  const turns = new Map();
+
+  // One change of a chart at a time, in the order in which they were asked for.
+  function inTurn(id, change) {
+    const turn = (turns.get(id) ?? Promise.resolve()).then(change);
+    turns.set(id, turn);
+    return turn;
+  }
 
   // The style sheet is the one place where colours are written.
   function config() {
@@ -29,14 +37,14 @@
     };
   }
 
-  async function draw(id, name, datasets, params = {}, changes = {}, renderer = "svg") {
-    const element = document.getElementById(id);
-    if (!element) return;
-    views.get(id)?.finalize();
+  function draw(id, name, datasets, params = {}, changes = {}, renderer = "svg") {
     const spec = { ...page.charts[name], ...changes, datasets };
     spec.params = (spec.params ?? []).map((p) => (p.name in params ? { ...p, value: params[p.name] } : p));
     const options = { mode: "vega-lite", actions: false, renderer, config: config(), tooltip: { theme: darkScheme.matches ? "dark" : "light" } };
-    views.set(id, await window.vegaEmbed(element, spec, options));
+    return inTurn(id, async () => {
+      views.get(id)?.finalize();
+      views.set(id, await window.vegaEmbed(document.getElementById(id), spec, options));
+    });
   }
 
   function lossState() {
@@ -65,6 +73,7 @@
   }
 
   function drawFinal() {
+    if (!document.getElementById("chart-final")) return;
     const { finals, singles, references } = page.data;
     return draw("chart-final", "final", { finals, singles, references });
   }
@@ -77,9 +86,9 @@
   // Which recipes and how much of the loss axis: signals of the view that is there. Anything else is another chart.
   document.querySelector("#curves form")?.addEventListener("change", (event) => {
     const name = event.target.name;
-    const view = views.get("chart-loss")?.view;
-    if (view && (name === "shown" || name === "zoom")) view.signal(name, lossState()[name]).runAsync();
-    else drawLoss();
+    if (name !== "shown" && name !== "zoom") return drawLoss();
+    const value = lossState()[name];
+    return inTurn("chart-loss", () => views.get("chart-loss").view.signal(name, value).runAsync());
   });
   document.querySelector("#alignment form")?.addEventListener("change", drawAlignment);
   document.querySelectorAll("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
