@@ -47,9 +47,13 @@ class Recipe(Config):
 
     @field_validator(*SLOTS, mode="before")
     @classmethod
-    def _name_alone(cls, value: object) -> object:
-        """`credit: direct_feedback` is short for `credit: {name: direct_feedback}`."""
-        return {"name": value} if isinstance(value, str) else value
+    def _with_name(cls, value: object, info: Any) -> object:
+        """`credit: x` is short for `credit: {name: x}`; a part without a name is the slot's default."""
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and "name" not in value:
+            return {"name": cls.model_fields[info.field_name].default.name, **value}
+        return value
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Recipe":
@@ -78,7 +82,7 @@ def load_recipe(source: "str | Path | Mapping[str, Any] | Recipe", overrides: It
     else:
         data = read(Path(source))
         data.setdefault("name", Path(source).stem)
-    for override in overrides:
+    for override in sorted(overrides, key=_breadth):
         apply_override(data, override)
     return check(data)
 
@@ -103,13 +107,17 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise RecipeError(f"recipe {path} cannot be read: {error}") from None
     try:
         data = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        where = " ".join(str(error).replace('in "<unicode string>", line', "in line").split())
+        raise RecipeError(f"recipe {path} is not YAML: {where}") from None
     if not isinstance(data, dict):
-        raise RecipeError(f"recipe {path} holds {type(data).__name__}, expected a mapping of sections")
+        found = "nothing" if data is None else f"a {type(data).__name__}"
+        raise RecipeError(f"recipe {path} holds {found}, expected a mapping of sections")
     base = data.pop("base", None)
     if base is None:
         return data
+    if not isinstance(base, str) or not (path.parent / base).is_file():
+        raise RecipeError(f"recipe {path} names the base {base!r}, and there is no such file beside it")
     return merge(read(path.parent / base, (*above, path.resolve())), data)
 
 
@@ -118,12 +126,21 @@ def merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in top.items():
         below = result.get(key)
-        if isinstance(below, dict) or isinstance(value, dict):  # `credit: x` is short for `credit: {name: x}`
-            below, value = _section(below), _section(value)
-            if value.get("name", below.get("name")) == below.get("name"):
-                value = merge(below, value)
+        if isinstance(below, str) and isinstance(value, dict):  # `credit: x` is short for `credit: {name: x}`
+            below = {"name": below}
+        if isinstance(below, dict) and isinstance(value, str):
+            value = {"name": value}
+        both = isinstance(below, dict) and isinstance(value, dict)
+        if both and key != "budget" and value.get("name", below.get("name")) == below.get("name"):
+            value = merge(below, value)  # but of a budget's units only one
         result[key] = value
     return result
+
+
+def _breadth(override: str) -> tuple[int, bool]:
+    """Sections go before what is in them, and the name of a part before its settings."""
+    key = override.partition("=")[0]
+    return key.count("."), not key.endswith(".name")
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -133,7 +150,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         raise RecipeError(f"override {override!r} is not of the form KEY=VALUE")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise RecipeError(f"override {override!r}: the value is not YAML") from None
     *folders, leaf = key.split(".")
     node = data
@@ -156,7 +173,16 @@ def _section(value: object) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 but for one thing: `1e-3` is a number, as in YAML 1.2."""
+    """YAML 1.1 but for two things: `1e-3` is a number, as in YAML 1.2, and a key may not be given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key, _ in node.value if keys.count(key.value) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[1].value!r} is there twice", twice[1].start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = copy.deepcopy(yaml.SafeLoader.yaml_implicit_resolvers)

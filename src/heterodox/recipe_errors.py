@@ -1,11 +1,14 @@
 """Turning what pydantic says of a recipe into one line for its author."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from heterodox.core.errors import nearest
+
+_LONGEST = 80  # characters of a value that a message repeats
 
 
 def one_line(error: ValidationError, root: type[BaseModel]) -> str:
@@ -19,10 +22,14 @@ def one_line(error: ValidationError, root: type[BaseModel]) -> str:
 def _describe(problem: Mapping[str, Any], root: type[BaseModel]) -> str:
     path, section = _walk(problem["loc"], root)
     key = ".".join(path) or "recipe"
-    found = problem["input"]
+    found = repr(problem["input"])
+    if len(found) > _LONGEST:
+        found = found[:_LONGEST] + "…"
     match problem["type"]:
         case "extra_forbidden":
-            return f"unknown key {key!r}{nearest(path[-1], section.model_fields if section else ())}"
+            return f"unknown key {key!r}{_nearest_key(path[-1], section, root)}"
+        case "invalid_key":
+            return f"unknown key {key!r}{_nearest_key(path[-1], root, root)}"
         case "union_tag_invalid":
             tag = problem["ctx"]["tag"]
             known = [name.strip(" '") for name in problem["ctx"]["expected_tags"].split(",")]
@@ -30,14 +37,35 @@ def _describe(problem: Mapping[str, Any], root: type[BaseModel]) -> str:
         case "union_tag_not_found":
             return f"{key}: says no `name`, so nobody knows which part is meant"
         case "literal_error":
-            return f"{key}: found {found!r}, expected {problem['ctx']['expected']}"
+            return f"{key}: found {found}, expected {problem['ctx']['expected']}"
         case "value_error":
             return f"{key}: {problem['ctx']['error']}" if path else str(problem["ctx"]["error"])
         case "missing":
             return f"{key} is missing"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{key}: found {found}, expected keys with values"
+        case "string_pattern_mismatch":
+            return f"{key}: found {found}, expected something like {problem['ctx']['pattern']}"
         case _:
-            message = problem["msg"].removeprefix("Input should be ")
-            return f"{key}: found {found!r}, expected {message}"
+            message = problem["msg"].removeprefix("Input should be ").partition(",")[0]
+            return f"{key}: found {found}, expected {message}"
+
+
+def _nearest_key(word: str, section: type[BaseModel] | None, root: type[BaseModel]) -> str:
+    """A hint at a key of `section` like `word`, or else at a key of that very name somewhere else."""
+    known = section.model_fields if section else ()
+    if not difflib.get_close_matches(word, known, n=1, cutoff=0.5):
+        for path in _leaves(root):
+            if path[-1] == word:
+                return f"; did you mean {'.'.join(path)!r}?"
+    return nearest(word, known)
+
+
+def _leaves(section: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, field in section.model_fields.items():
+        yield (*above, key)
+        for inner in _sections(field.annotation):
+            yield from _leaves(inner, (*above, key))
 
 
 def _walk(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[list[str], type[BaseModel] | None]:
@@ -55,8 +83,6 @@ def _walk(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[list[str], t
         path.append(str(step))
         field = section.model_fields.get(str(step)) if section else None
         candidates = _sections(field.annotation) if field else []
-        if field is None:
-            continue
     return path, section
 
 

@@ -65,7 +65,10 @@ class DataConfig(Config):
             return given
         given = dict(given)
         for key, name in (("corpus", DEFAULT_CORPUS), ("tokenizer", DEFAULT_TOKENIZER)):
-            if isinstance(part := given.get(key), dict) and "name" not in part:
+            part = given.get(key)
+            if isinstance(part, str):  # `tokenizer: char` is short for `tokenizer: {name: char}`
+                given[key] = {"name": part}
+            elif isinstance(part, dict) and "name" not in part:
                 given[key] = {"name": name, **part}
         path = given.pop("path", None)
         if path is not None:
