@@ -6,15 +6,15 @@ averaged here, in one flat buffer per dtype.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from heterodox.core.errors import RecipeError
+from heterodox.core.errors import HeterodoxError, RecipeError
 
 
 class Comm(AbstractContextManager["Comm"], ABC):
@@ -73,26 +73,33 @@ class Group(Comm):
 
     def __init__(self, device: str) -> None:
         self.device = device
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"WORLD_SIZE asks for several processes, start them with torchrun: {reason}") from None
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         for group in _by_dtype(tensors):
             flat = torch.cat([t.reshape(-1) for t in group])
-            dist.all_reduce(flat)
+            with _in_touch():
+                dist.all_reduce(flat)
             flat /= self.world_size
             pieces = flat.split([t.numel() for t in group])
             torch._foreach_copy_(list(group), [p.view_as(t) for p, t in zip(pieces, group, strict=True)])
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.detach().clone()
-        dist.all_reduce(total)
+        with _in_touch():
+            dist.all_reduce(total)
         return total
 
     def gather(self, tensor: Tensor) -> Tensor:
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        dist.all_gather(parts, tensor.contiguous())
+        with _in_touch():
+            dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
     def barrier(self) -> None:
@@ -116,6 +123,16 @@ def connect(device: str) -> Comm:
 def local_rank() -> int:
     """This process's index on its machine, as `torchrun` tells it; 0 alone."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def _in_touch() -> Iterator[None]:
+    """Within the context, a lost connection is an error of ours: the rank that failed first says why."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise HeterodoxError(f"rank {dist.get_rank()} lost the other ranks: {reason}") from None
 
 
 def _by_dtype(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:
