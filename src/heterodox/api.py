@@ -22,16 +22,17 @@ def train(
     out: str | Path | None = None,
     overrides: Iterable[str] = (),
     resume: bool = False,
+    checkpoint: str | None = None,
     observers: Sequence[Observer] = (),
 ) -> Run:
     """Train one recipe in the folder `out` (default: `runs/<name>-seed<seed>`); returns its folder, summary, model.
 
-    `overrides` are dotted `KEY=VALUE` strings. `observers` are told of every metrics row. Raises `RecipeError`,
-    `CorpusError` or `CheckpointError`.
+    `overrides` are dotted `KEY=VALUE` strings. `resume` goes on from `checkpoint` (default: the latest) in `out`.
+    `observers` are told of every metrics row. Raises `RecipeError`, `CorpusError` or `CheckpointError`.
     """
     resolved = load_recipe(recipe, overrides)
     folder = Path(out) if out is not None else default_folder(resolved)
-    return train_recipe(resolved, folder, resume=resume, observers=observers)
+    return train_recipe(resolved, folder, resume=resume, checkpoint=checkpoint, observers=observers)
 
 
 def compare(

@@ -1,6 +1,8 @@
 """`metrics.jsonl`: one JSON object a line, the truth about a run."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,18 @@ class MetricsFile:
         kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step] if step else []
         temporary = path.with_name(f".{path.name}")
         try:
-            temporary.write_text("".join(kept))
+            temporary.write_text("".join(kept), encoding="utf-8")
             temporary.replace(path)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
+            temporary.unlink(missing_ok=True)
             raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
 
     def row(self, row: dict[str, Any]) -> None:
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
         try:
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
-            self._file.flush()
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from None
 
@@ -34,15 +38,13 @@ class MetricsFile:
 
 
 def read_rows(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file, of one kind if given; a line that a killed process left unfinished is skipped."""
+    """The rows of a metrics file, of one kind if given; what a crash left of a line is skipped."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for line in file:
-            if not line.endswith("\n"):
-                return
-            row = json.loads(line)
-            if kind is None or row["kind"] == kind:
+            row = _parse(line)
+            if row is not None and kind in (None, row["kind"]):
                 yield row
 
 
@@ -54,4 +56,13 @@ def last_rows(path: Path, num_bytes: int = 65536) -> list[dict[str, Any]]:
         start = max(0, path.stat().st_size - num_bytes)
         file.seek(start)
         lines = file.read().split(b"\n")
-    return [json.loads(line) for line in lines[bool(start) : -1]]
+    rows = [_parse(line + b"\n") for line in lines[bool(start) : -1]]
+    return [row for row in rows if row is not None]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and row.keys() >= {"kind", "step"} else None

@@ -1,34 +1,64 @@
-"""Metrics for TensorBoard, written by tensorboardX beside the JSONL file."""
+"""Metrics for TensorBoard, written by tensorboardX beside the JSONL file.
 
+Of tensorboardX only the synchronous half is used: its queue would wait for ever on a disk that is full.
+"""
+
+import time
 from pathlib import Path
 from typing import Any
 
-from heterodox.core.errors import RecipeError
+from heterodox.core.errors import CheckpointError, RecipeError
+
+
+def require_tensorboard() -> None:
+    """Raises `RecipeError` where tensorboardX is not installed."""
+    try:
+        import tensorboardX  # noqa: F401
+    except ImportError:
+        raise RecipeError("log.tensorboard needs the tensorboard extra: pip install 'heterodox[tensorboard]'") from None
 
 
 class TensorBoard:
-    """Scalars of every row under `folder`; look at them with `tensorboard --logdir`."""
+    """Scalars of every row under `folder`; look at them with `tensorboard --logdir`.
 
-    def __init__(self, folder: Path) -> None:
+    Opened at `step`, it hides what a killed run wrote of later steps.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        require_tensorboard()
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[missing-module-attribute]
+        from tensorboardX.summary import scalar
+
+        self.folder = folder
+        self._event, self._scalar = Event, scalar
         try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise RecipeError(
-                "log.tensorboard needs the tensorboard extra: pip install 'heterodox[tensorboard]'"
-            ) from None
-        self._writer = SummaryWriter(str(folder))
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(folder / "events"))
+            self._writer.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        except OSError as error:
+            raise CheckpointError(f"cannot write {folder}: {error.strerror}") from None
 
     def row(self, row: dict[str, Any]) -> None:
-        step = row["step"]
         if row["kind"] == "probe":
-            for parameter, measures in row["alignment"].items():
-                for measure, value in measures.items():
-                    if value is not None:
-                        self._writer.add_scalar(f"{measure}/{parameter}", value, step)
-            return
-        for key, value in row.items():
-            if key not in ("kind", "step") and isinstance(value, (int, float)):
-                self._writer.add_scalar(f"{row['kind']}/{key}", value, step)
+            values = {
+                f"{measure}/{parameter}": value
+                for parameter, measures in row["alignment"].items()
+                for measure, value in measures.items()
+            }
+        else:
+            values = {f"{row['kind']}/{key}": value for key, value in row.items() if key not in ("kind", "step")}
+        try:
+            for tag, value in values.items():
+                if isinstance(value, (int, float)):
+                    event = self._event(wall_time=time.time(), step=row["step"], summary=self._scalar(tag, value))
+                    self._writer.write_event(event)
+            self._writer.flush()
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.folder}: {error.strerror}") from None
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.folder}: {error.strerror}") from None

@@ -31,24 +31,29 @@ class Checkpoints:
         return sorted(path.name for path in self.folder.glob("step-*") if path.is_dir())
 
     def save(self, step: int, model: Tree, state: Tree, values: Tree) -> Path:
-        """Write the checkpoint of `step` and drop those beyond `keep`. Raises `CheckpointError` if it cannot."""
+        """Write the checkpoint of `step` and drop those beyond `keep`. Raises `CheckpointError` if it cannot.
+
+        Later checkpoints, which a run leaves behind when it goes back to an earlier one, are dropped too.
+        """
         target = self.folder / f"step-{step:08d}"
-        if target.exists():
-            return target
         temporary = self.folder / f".writing-{target.name}"
         try:
             self._clear_leftovers()
             temporary.mkdir(parents=True)
             self._write(temporary, {"model": model, "state": state}, values)
+            if target.exists():
+                self._drop(target.name)
             temporary.rename(target)
             _sync(self.folder)
+            names = self.names()
+            current = names.index(target.name) + 1
+            for name in [*names[: max(0, current - self.keep)], *names[current:]]:
+                self._drop(name)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            kept = self.names()
+            kept = [name for name in self.names() if name != target.name]
             left = f"; {kept[-1]} is intact" if kept else ""
             raise CheckpointError(f"cannot write checkpoint {target}: {error}{left}") from None
-        for name in self.names()[: -self.keep]:
-            shutil.rmtree(self.folder / name)
         return target
 
     def load(self, name: str | None = None) -> tuple[Tree, Tree, Tree]:
@@ -96,9 +101,16 @@ class Checkpoints:
             trees.append(join(load_file(path), document["trees"][part]))
         return trees[0], trees[1], document["values"]
 
+    def _drop(self, name: str) -> None:
+        """Remove a checkpoint, hidden first, so that no reader ever takes a half of one for a whole."""
+        hidden = self.folder / f".dropped-{name}"
+        (self.folder / name).rename(hidden)
+        shutil.rmtree(hidden)
+
     def _clear_leftovers(self) -> None:
-        for path in self.folder.glob(".writing-*"):
-            shutil.rmtree(path)
+        for pattern in (".writing-*", ".dropped-*"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path)
 
 
 def _sha256(path: Path) -> str:

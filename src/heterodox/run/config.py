@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from heterodox.core.config import Config
 
+DEVICES = r"^(auto|cpu|cuda(:\d+)?)$"
+
 
 class Budget(Config):
     """When to stop: exactly one of the four. A step that would begin past the budget is not taken."""
@@ -57,7 +59,7 @@ class RunConfig(Config):
     checkpoint_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     sampling: Sampling = Sampling()  # pyrefly: ignore[missing-argument]
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=DEVICES)
     precision: Literal["float32", "bfloat16", "float64"] = Field(
         "float32", description="bfloat16: autocast, weights stay float32"
     )

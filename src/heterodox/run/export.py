@@ -1,16 +1,18 @@
 """A run's weights in formats that other programs read."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.model import GPT
-from heterodox.run.load import load_run
+from heterodox.run.load import TrainedRun, load_run
 
 Format = Literal["safetensors", "gpt2"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -27,22 +29,34 @@ def export_run(path: Path, form: str, out: Path, checkpoint: str | None = None) 
     if out.exists():
         raise CheckpointError(f"{out} already exists; give another --out")
     run = load_run(path, checkpoint)
-    weights = {name: tensor.contiguous() for name, tensor in run.model.state_dict().items()}
+    temporary = out.with_name(f".writing-{out.name}")
     try:
-        if form == "safetensors":
-            out.parent.mkdir(parents=True, exist_ok=True)
-            metadata = {"recipe": json.dumps(run.recipe.dump()), "step": str(run.step)}
-            save_file(weights, out, metadata)
-            return out
-        assert isinstance(run.model, GPT)
-        out.mkdir(parents=True)
-        save_file(_as_gpt2(weights), out / "model.safetensors", {"format": "pt"})
-        config = json.dumps(_gpt2_config(run.recipe.model, run.model), indent=1)
-        (out / "config.json").write_text(config + "\n")
-        run.tokenizer.save(out)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {out}: {error.strerror or error}") from None
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        (_write_gpt2 if form == "gpt2" else _write_safetensors)(run, temporary)
+        (temporary if form == "gpt2" else temporary / "weights").rename(out)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {out}: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def _write_safetensors(run: TrainedRun, folder: Path) -> None:
+    metadata = {"recipe": json.dumps(run.recipe.dump()), "step": str(run.step)}
+    save_file(_weights(run), folder / "weights", metadata)
+
+
+def _write_gpt2(run: TrainedRun, folder: Path) -> None:
+    assert isinstance(run.model, GPT)
+    save_file(_as_gpt2(_weights(run)), folder / "model.safetensors", {"format": "pt"})
+    config = json.dumps(_gpt2_config(run.recipe.model, run.model), indent=1)
+    (folder / "config.json").write_text(config + "\n")
+    run.tokenizer.save(folder)
+
+
+def _weights(run: TrainedRun) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in run.model.state_dict().items()}
 
 
 def _as_gpt2(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -37,19 +37,19 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folder. Raises `CheckpointError` where that is not possible."""
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
             probe.touch()
             probe.unlink()
-        except OSError as error:
-            raise CheckpointError(f"cannot write to the output folder {self.path}: {error.strerror}") from None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from training here. Raises `CheckpointError` if one already does."""
         self.create()
-        with (self.path / ".lock").open("w") as file:
+        with writing(self.path / ".lock"):
+            file = (self.path / ".lock").open("w")
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -57,14 +57,25 @@ class RunFolder:
             yield
 
     def read_recipe(self) -> dict[str, Any]:
-        """The resolved recipe. Raises `CheckpointError` if this is no run folder."""
+        """The resolved recipe. Raises `CheckpointError` if this is no run folder, or the file is damaged."""
+        path = self.path / "recipe.yaml"
         try:
-            return yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(f"{self.path} is not a run folder: it has no recipe.yaml") from None
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise CheckpointError(f"cannot read {path}: {error}") from None
+        if not isinstance(recipe, dict):
+            raise CheckpointError(f"{path} is damaged: it holds no recipe")
+        return recipe
 
-    def read_json(self, name: str) -> Any:
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+    def read_summary(self) -> dict[str, Any] | None:
+        """`summary.json`, or None where there is none, or none that can be read."""
+        try:
+            summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return summary if isinstance(summary, dict) else None
 
     def write_text(self, name: str, text: str) -> None:
         write_atomically(self.path / name, text)
@@ -76,16 +87,22 @@ class RunFolder:
 def write_atomically(path: Path, text: str) -> None:
     """Replace the file's content as a whole. Raises `CheckpointError` if the disk refuses."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within the context, whatever keeps `path` from being written is a `CheckpointError`."""
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
-
-
-_FREE = ("description", "tuning", "log", "run.budget", "run.threads", "run.keep_checkpoints", "data.cache")
-"""What may change when a run goes on."""
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def first_difference(

@@ -24,14 +24,18 @@ def generate_run(
     device: str = "cpu",
     on_text: Callable[[str], None] | None = None,
 ) -> str:
-    """The text that the run's model puts behind `prompt`; `on_text` hears each piece as it comes.
+    """The text that the run's model puts behind `prompt`; `on_text` hears the prompt and each piece as it comes.
 
     Raises `RecipeError` for an empty prompt, `CorpusError` for one with characters that the tokenizer lacks.
     """
+    if top_p is not None and not 0 < top_p <= 1:
+        raise RecipeError(f"top-p is {top_p}, expected above 0 and at most 1")
     run = load_run(path, checkpoint, device)
     start = [int(token) for token in run.tokenizer.encode(prompt)]
     if not start:
         raise RecipeError("the prompt is empty; give --prompt at least one character")
+    say = on_text or (lambda text: None)
+    say(prompt)
     written: list[int] = []
     said = ""
 
@@ -39,8 +43,8 @@ def generate_run(
         nonlocal said
         written.append(int(chosen[0]))
         text = run.tokenizer.decode(written)
-        if on_text is not None and not text.endswith("\ufffd"):  # wait for the rest of a character
-            on_text(text[len(said) :])
+        if not text.endswith("\ufffd"):  # wait for the rest of a character
+            say(text[len(said) :])
             said = text
 
     generate(
@@ -53,4 +57,6 @@ def generate_run(
         generator=Streams(seed).generator("eval", "generate"),
         on_token=listen,
     )
-    return run.tokenizer.decode(written)
+    text = run.tokenizer.decode(written)
+    say(text[len(said) :])
+    return text

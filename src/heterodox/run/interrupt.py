@@ -1,16 +1,20 @@
-"""SIGINT and SIGTERM: finish the step, then stop."""
+"""SIGINT and SIGTERM: finish the step, checkpoint, then stop."""
 
 import signal
 import threading
+import time
 from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 
+_ECHO = 2.0  # seconds: torchrun sends on to its ranks the Ctrl-C that the terminal has sent them already
+
 
 class Interrupt(AbstractContextManager["Interrupt"]):
-    """Within the context, the two signals only set `received`. A second one stops at once, as Python would."""
+    """Within the context, the two signals only set `received`. A later second one stops at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at = 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupt":
@@ -20,9 +24,10 @@ class Interrupt(AbstractContextManager["Interrupt"]):
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received, self._at = number, time.monotonic()
+        elif time.monotonic() - self._at > _ECHO:
             raise KeyboardInterrupt
-        self.received = number
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.core.protocols import LanguageModel
 from heterodox.core.state import Tree, restore
 from heterodox.data import load_tokenizer
@@ -23,6 +24,7 @@ class TrainedRun:
     learner_state: Tree
     loader_state: Tree
     step: int
+    corpus_sha256: str
 
 
 def load_run(path: Path, checkpoint: str | None = None, device: str = "cpu") -> TrainedRun:
@@ -31,10 +33,14 @@ def load_run(path: Path, checkpoint: str | None = None, device: str = "cpu") -> 
     Raises `CheckpointError` for a folder that is no run, or whose checkpoint is missing or damaged.
     """
     folder = RunFolder(path)
-    recipe = check(folder.read_recipe())
+    try:
+        recipe = check(folder.read_recipe())
+    except RecipeError as error:
+        raise CheckpointError(f"cannot use {path / 'recipe.yaml'}: {error}") from None
     weights, state, values = folder.checkpoints.load(checkpoint)
     tokenizer = load_tokenizer(folder.tokenizer)
     model = build_model(recipe, tokenizer.vocab_size, choose_device(device))
     restore(dict(model.state_dict()), weights, "weight")
     model.eval()
-    return TrainedRun(folder, recipe, tokenizer, model, state["learner"], state["loader"], values["progress"]["step"])
+    step, corpus = values["progress"]["step"], values["corpus_sha256"]
+    return TrainedRun(folder, recipe, tokenizer, model, state["learner"], state["loader"], step, corpus)

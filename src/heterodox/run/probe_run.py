@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from heterodox.core.comm import Solo
+from heterodox.core.errors import CheckpointError
 from heterodox.core.rng import Streams
 from heterodox.core.types import Alignment
 from heterodox.data import Loader
@@ -17,13 +18,17 @@ def probe_run(path: Path, checkpoint: str | None = None, num_batches: int = 1) -
     """Cosine, norm ratio and sign agreement of the run's rule with the exact gradient, by parameter.
 
     Means over the next `num_batches` training batches; None where a measure is undefined on each of them.
+    Raises `CheckpointError` if the corpus has changed since.
     """
     run = load_run(path, checkpoint)
     learner = build_learner(run.recipe, run.model, Solo())
     learner.load_state(run.learner_state)
     run.model.train()
+    dataset = run.recipe.data.build()
+    if dataset.corpus_sha256 != run.corpus_sha256:
+        raise CheckpointError(f"{path} was trained on another corpus than the one that its recipe names now")
     loader = Loader(
-        run.recipe.data.build().splits["train"],
+        dataset.splits["train"],
         context=run.recipe.model.context,
         batch_size=run.recipe.run.batch_size,
         streams=Streams(run.recipe.seed),

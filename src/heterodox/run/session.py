@@ -1,6 +1,7 @@
 """From a recipe to the objects that train: data, model, parts, learner."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from heterodox.core.types import Batch
 from heterodox.data import Dataset, Loader, evaluation_batches
 from heterodox.learner import Gradient
 from heterodox.recipe import Recipe
+from heterodox.run.config import DEVICES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 
@@ -54,6 +56,16 @@ class Session:
             world_size=self.comm.world_size,
         )
 
+    @cached_property
+    def prompt(self) -> list[int]:
+        """The tokens before the sample at the end of the run: `run.sampling.prompt`, or the first of val."""
+        text = self.recipe.run.sampling.prompt
+        if text is None:
+            return [int(token) for token in self.dataset.splits["val"].tokens[:16]]
+        if not text:
+            raise RecipeError("run.sampling.prompt is empty; give it a character, or leave it out")
+        return [int(token) for token in self.dataset.tokenizer.encode(text)]
+
     def dropout_seed(self, step: int) -> int | None:
         """The seed of `step`'s dropout masks on this rank; None for a model without dropout."""
         if not self.recipe.model.dropout:
@@ -78,8 +90,12 @@ def choose_device(name: str) -> str:
 
     Raises `RecipeError` where CUDA is asked for and there is none.
     """
+    if not re.fullmatch(DEVICES, name):
+        raise RecipeError(f"there is no device {name!r}; expected auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise RecipeError(f"run.device is {name!r}, but this machine has no usable CUDA device; use cpu or auto")
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise RecipeError(f"run.device is {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return "cpu"
     if name.startswith("cuda:"):
@@ -140,7 +156,8 @@ def open_session(recipe: Recipe, comm: Comm, device: str) -> Session:
         device=device,
     )
     session = Session(recipe, device, streams, comm, dataset, model, build_learner(recipe, model, comm), loader)
-    _ = session.val_batches, session.test_batches  # too short a split shows here, before anything is written
+    # Too short a split or a prompt that cannot be written shows here, before anything is.
+    _ = session.val_batches, session.test_batches, session.prompt
     return session
 
 

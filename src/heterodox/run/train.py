@@ -14,11 +14,12 @@ from heterodox.core.comm import Comm, connect
 from heterodox.core.errors import CheckpointError
 from heterodox.core.protocols import LanguageModel
 from heterodox.log.jsonl import MetricsFile
-from heterodox.log.tensorboard import TensorBoard
+from heterodox.log.tensorboard import TensorBoard, require_tensorboard
 from heterodox.model import generate
 from heterodox.recipe import Recipe
 from heterodox.run.evaluation import bits_per_byte, evaluate
-from heterodox.run.folder import FREE, RunFolder, first_difference
+from heterodox.run.folder import FREE, RunFolder, first_difference, writing
+from heterodox.run.interrupt import Interrupt
 from heterodox.run.recorder import Observer
 from heterodox.run.session import Session, choose_device, open_session, set_threads
 from heterodox.run.trainer import Trainer
@@ -45,40 +46,48 @@ def train(
     """Train `recipe` in the folder `out`, by `torchrun`'s ranks together if there are any.
 
     `resume` goes on from `checkpoint` (default: the latest) if `out` holds one, and starts afresh if it does not.
-    Raises `RecipeError`, `CorpusError` or `CheckpointError` before anything is written or lost.
+    Raises `RecipeError`, `CorpusError` or `CheckpointError`, for bad input before anything is written or lost.
     """
+    if checkpoint is not None and not resume:
+        raise CheckpointError(f"checkpoint {checkpoint!r} is only for going on: pass --resume too")
+    if recipe.log.tensorboard:
+        require_tensorboard()
     set_threads(recipe.run.threads)
     device = choose_device(recipe.run.device)
     if device != "cpu":
         torch.cuda.set_device(device)
     folder = RunFolder(out, recipe.run.keep_checkpoints)
-    going_on = _check_folder(folder, recipe, resume)
+    going_on = _check_folder(folder, recipe, resume, checkpoint)
     with connect(device) as comm, contextlib.ExitStack() as stack:
+        early = comm.rank == 0 and folder.exists()
+        if early:  # before a checkpoint is read that another process may be about to drop
+            stack.enter_context(folder.lock())
         session = open_session(recipe, comm, device)
-        trainer = Trainer(session, folder, [])
+        trainer = Trainer(session, folder)
         if going_on:
             trainer.resume(checkpoint)
-        if comm.rank == 0:
+        if comm.rank == 0 and not early:  # only now, so that bad input leaves no folder behind
             stack.enter_context(folder.lock())
-        watching = _observers(folder, recipe, trainer.progress.step, observers) if comm.rank == 0 else []
-        for observer in watching:
-            stack.callback(observer.close)
-        trainer.recorder.observers = watching
+            _check_folder(folder, recipe, resume, checkpoint)
         if comm.rank == 0:
+            trainer.recorder.observers = _observers(folder, recipe, trainer.progress.step, observers, stack)
             _describe(folder, recipe, session)
         comm.barrier()
-        status = trainer.run()
-        summary = _summarise(session, trainer, status, comm)
-        if comm.rank == 0:
-            if status == "finished":
-                folder.write_json("samples.json", _samples(session))
-            folder.write_json("summary.json", summary)
-    return Run(out, summary, session.model, trainer.signal)
+        with Interrupt() as interrupt:
+            status = trainer.run(interrupt)
+            summary = _summarise(session, trainer, status, comm)
+            if comm.rank == 0:
+                if status == "finished":
+                    folder.write_json("samples.json", _samples(session))
+                folder.write_json("summary.json", summary)
+    return Run(out, summary, session.model, interrupt.received)
 
 
-def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool) -> bool:
+def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool, checkpoint: str | None) -> bool:
     """Whether to go on from a checkpoint there. Refuses to overwrite a run, or to go on with another recipe."""
     if not folder.exists():
+        if checkpoint is not None:
+            raise CheckpointError(f"{folder.path} holds no run, so there is no checkpoint {checkpoint!r}")
         return False
     if not resume:
         raise CheckpointError(f"{folder.path} already holds a run; pass --resume to go on, or another --out")
@@ -89,18 +98,30 @@ def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool) -> bool:
             f"{folder.path} holds a run of another recipe: {key} is {there!r} there and {here!r} here; "
             "pass another --out"
         )
-    return bool(folder.checkpoints.names())
+    return bool(folder.checkpoints.names()) or checkpoint is not None
 
 
-def _observers(folder: RunFolder, recipe: Recipe, step: int, others: Sequence[Observer]) -> list[Observer]:
-    own: list[Observer] = [TensorBoard(folder.path / "tensorboard")] if recipe.log.tensorboard else []
-    return [MetricsFile(folder.metrics, step), *own, *others]
+def _observers(
+    folder: RunFolder, recipe: Recipe, step: int, others: Sequence[Observer], stack: contextlib.ExitStack
+) -> list[Observer]:
+    """The run's own observers, of what comes after `step`, and the `others`; `stack` closes them all."""
+    for other in others:
+        stack.callback(other.close)
+    own: list[Observer] = [MetricsFile(folder.metrics, step)]
+    stack.callback(own[0].close)
+    if recipe.log.tensorboard:
+        own.append(TensorBoard(folder.path / "tensorboard", step))
+        stack.callback(own[1].close)
+    return [*own, *others]
 
 
 def _describe(folder: RunFolder, recipe: Recipe, session: Session) -> None:
+    """Everything that is known before the first step. A summary of the run that was resumed no longer holds."""
     folder.write_text("recipe.yaml", recipe.to_yaml())
     folder.write_json("manifest.json", session.manifest())
-    session.dataset.tokenizer.save(folder.tokenizer)
+    with writing(folder.tokenizer):
+        session.dataset.tokenizer.save(folder.tokenizer)
+        (folder.path / "summary.json").unlink(missing_ok=True)
 
 
 def _summarise(session: Session, trainer: Trainer, status: str, comm: Comm) -> dict[str, Any]:
@@ -138,10 +159,7 @@ def _samples(session: Session) -> list[dict[str, Any]]:
     sampling, tokenizer = session.recipe.run.sampling, session.dataset.tokenizer
     if not sampling.tokens:
         return []
-    if sampling.prompt is None:
-        start = [int(token) for token in session.dataset.splits["val"].tokens[:16]]
-    else:
-        start = [int(token) for token in tokenizer.encode(sampling.prompt)]
+    start = session.prompt
     tokens = generate(
         session.model,
         torch.tensor([start], device=session.device),

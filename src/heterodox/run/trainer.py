@@ -23,7 +23,7 @@ Status = Literal["finished", "diverged", "interrupted"]
 class Trainer:
     """Trains one session in one folder. Call `resume` first to go on from a checkpoint, then `run`."""
 
-    def __init__(self, session: Session, folder: RunFolder, observers: Sequence[Observer]) -> None:
+    def __init__(self, session: Session, folder: RunFolder, observers: Sequence[Observer] = ()) -> None:
         self.session = session
         self.folder = folder
         self.recorder = Recorder(observers, session.recipe.run.log_every)
@@ -33,20 +33,17 @@ class Trainer:
         self.val_loss: float | None = None
         self.evaluated_step = -1
         self.message: str | None = None
-        self.signal: int | None = None
 
-    def run(self) -> Status:
+    def run(self, interrupt: Interrupt) -> Status:
         """Train until the budget is spent, a loss is not finite, or a signal arrives."""
         began = time.perf_counter() - self.wall_seconds
         self.session.model.train()
-        if self.progress.step == 0:
-            self._begin()
-        if self.session.recipe.run.compile:
-            self.session.model.compile()
         try:
-            with Interrupt() as interrupt:
-                status = self._loop(interrupt)
-                self.signal = interrupt.received
+            if self.progress.step == 0:
+                self._begin()
+            if self.session.recipe.run.compile:
+                self.session.model.compile()
+            status = self._loop(interrupt)
         except Diverged as error:
             status, kept = "diverged", self.folder.checkpoints.names()
             self.message = f"{error} The last good checkpoint is {kept[-1] if kept else 'none'}."
@@ -92,7 +89,7 @@ class Trainer:
             probe=config.probe_every is not None and number % config.probe_every == 0,
             dropout_seed=session.dropout_seed(number),
         )
-        self.progress.seconds += self._now() - began - report.probe_seconds
+        self.progress.seconds += self._agreed(self._now() - began - report.probe_seconds)
         self.progress.advance(report.cost, session.comm.world_size)
         self.recorder.add(self.progress.as_dict(), session.recipe.update.lr * scale, report)
 
@@ -100,6 +97,13 @@ class Trainer:
         if self.session.device != "cpu":
             torch.cuda.synchronize()
         return time.perf_counter()
+
+    def _agreed(self, seconds: float) -> float:
+        """The mean over the ranks where seconds decide when to stop and how fast to learn, else this rank's own."""
+        if self.session.recipe.run.budget.unit != "seconds":
+            return seconds
+        total = self.session.comm.sum(torch.tensor(seconds, dtype=torch.float64))
+        return float(total) / self.session.comm.world_size
 
     def _evaluate(self) -> None:
         self.recorder.flush()
@@ -114,6 +118,8 @@ class Trainer:
     def _checkpoint(self) -> None:
         self.recorder.flush()
         session = self.session
+        if not all(bool(tensor.isfinite().all()) for tensor in session.model.state_dict().values()):
+            raise Diverged(f"The weights are no longer finite after step {self.progress.step}.")
         if session.comm.rank == 0:
             values = {
                 "progress": self.progress.as_dict(),
