@@ -5,8 +5,10 @@ Exit codes: 0 done, 1 a run diverged or failed, 2 bad input, 128 + n stopped by 
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -43,7 +45,7 @@ def train(
 ) -> None:
     """Train one recipe."""
     from heterodox.log.console import training_summary
-    from heterodox.log.progress import TrainingProgress
+    from heterodox.log.progress import ProgressConsole, TrainingProgress
     from heterodox.recipe import load_recipe
     from heterodox.run.session import default_folder
     from heterodox.run.train import train as train_recipe
@@ -51,7 +53,7 @@ def train(
     resolved = load_recipe(recipe, overrides or ())
     folder = out or default_folder(resolved)
     budget = resolved.run.budget
-    console = Console(stderr=True, quiet=quiet or os.environ.get("RANK", "0") != "0")
+    console = ProgressConsole(quiet=quiet or os.environ.get("RANK", "0") != "0")
     with TrainingProgress(resolved.name, budget.unit, budget.limit, console) as progress:
         run = train_recipe(resolved, folder, resume=resume, checkpoint=checkpoint, observers=[progress])
     if os.environ.get("RANK", "0") == "0":
@@ -85,12 +87,12 @@ def compare(
     overrides = [argument for argument in given if "=" in argument]
     sources = expand([argument for argument in given if "=" not in argument] or [quick_recipes()])
     study = Study([load_recipe(source, overrides) for source in sources], out, num_seeds=seeds, jobs=jobs)
-    with StudyProgress(Console(stderr=True)) as progress:
+    with StudyProgress() as progress:
         results = study.run(progress.update)
     _answer(results, comparison_summary(results, out), as_json)
     if results["interrupted"]:
         raise typer.Exit(128 + results["interrupted"])
-    if any(row["status"] == "failed" for row in results["runs"]):
+    if any(row["status"] != "finished" for row in results["runs"]):
         raise typer.Exit(1)
 
 
@@ -111,7 +113,6 @@ def generate(
     from heterodox.run.generate_run import generate_run
 
     say = (lambda text: None) if as_json else (lambda text: print(text, end="", flush=True))
-    say(prompt)
     text = generate_run(
         run, prompt, tokens,
         temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, checkpoint=checkpoint, device=device,
@@ -214,10 +215,20 @@ def _answer(data: Any, shown: Any, as_json: bool, quiet: bool = False) -> None:
 
 def main() -> None:
     """Entry point: errors that the user can mend become one line and exit code 2."""
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except HeterodoxError as error:
-        print(f"heterodox: {error}", file=sys.stderr)
+        print(f"heterodox: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Leave by way of every `finally`: the terminal gets its cursor back, other ranks a closed connection."""
+    sys.exit(128 + number)

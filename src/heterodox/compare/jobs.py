@@ -16,7 +16,7 @@ from typing import Any, Literal
 from heterodox.core.errors import CheckpointError
 from heterodox.log.jsonl import last_rows
 from heterodox.recipe import Recipe
-from heterodox.run.folder import RunFolder, first_difference
+from heterodox.run.folder import RunFolder, first_difference, writing
 
 State = Literal["waiting", "running", "finished", "diverged", "interrupted", "failed"]
 
@@ -51,23 +51,25 @@ class Job:
             )
         summary = self.summary()
         if summary and summary["status"] in ("finished", "diverged"):
-            self.status, self.share = summary["status"], 1.0
-            self.val_loss, self.message = summary["val_loss"], summary["message"]
+            self._end(summary)
         self.share_at_start = self.share
 
     def summary(self) -> dict[str, Any] | None:
-        path = self.folder.path / "summary.json"
-        return self.folder.read_json("summary.json") if path.exists() else None
+        """What the run says of itself, once it has ended."""
+        return self.folder.read_summary()
 
     def start(self, device: str | None) -> None:
+        """Begin or go on. Raises `CheckpointError` where the folder cannot be written."""
         self.folder.create()
         recipe = self.folder.path / ".job.yaml"
-        recipe.write_text(self.recipe.to_yaml(), encoding="utf-8")
-        (self.folder.path / "summary.json").unlink(missing_ok=True)
+        self.folder.write_text(recipe.name, self.recipe.to_yaml())
         command = [sys.executable, "-m", "heterodox", "train", str(recipe), "--resume", "--quiet"]
         command += ["--out", str(self.folder.path)]
         environment = dict(os.environ) if device is None else os.environ | {"CUDA_VISIBLE_DEVICES": device}
-        with self.log.open("wb") as log:
+        with writing(self.folder.path):
+            (self.folder.path / "summary.json").unlink(missing_ok=True)
+            log = self.log.open("wb")
+        with log:
             self.process = subprocess.Popen(
                 command,
                 stdout=log,
@@ -95,10 +97,20 @@ class Job:
         self.process = None
         summary = self.summary()
         if summary:
-            self.status, self.message = summary["status"], summary["message"]
-            self.val_loss = summary["val_loss"]
+            self._end(summary)
+        elif code in _STOPPED:
+            self.status = "interrupted"
         else:
-            self.status, self.message = "failed", self._last_words(code)
+            self.fail(self._last_words(code))
+
+    def fail(self, message: str) -> None:
+        self.status, self.message, self.share = "failed", message, 1.0
+
+    def _end(self, summary: dict[str, Any]) -> None:
+        self.status, self.message = summary["status"], summary["message"]
+        self.val_loss = summary["val_loss"]
+        if self.status != "interrupted":
+            self.share = 1.0
 
     def _last_words(self, code: int) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
@@ -107,6 +119,8 @@ class Job:
 
 
 _KEYS = {"steps": "step", "flops": "flops", "seconds": "seconds"}
+_STOPPED = tuple(sign for number in (signal.SIGINT, signal.SIGTERM) for sign in (-number, 128 + number))
+"""Exit codes of a run that was asked to stop before it could write a summary."""
 
 
 def run_jobs(
@@ -124,25 +138,33 @@ def run_jobs(
     free = list(slots)
     held: dict[int, str | None] = {}
     asked = False
-    while True:
-        stop = interrupted()
-        for index, job in enumerate(jobs):
-            if job.status == "waiting" and free and not stop:
-                held[index] = free.pop(0)
-                job.start(held[index])
-        running = [(index, job) for index, job in enumerate(jobs) if job.status == "running"]
-        if stop and not asked:
-            asked = True
-            for _, job in running:
-                if job.process is not None:
-                    job.process.send_signal(signal.SIGTERM)
-        for index, job in running:
-            job.poll()
-            if job.process is None:
-                free.append(held.pop(index))
-        watch()
-        if not any(job.status == "running" for job in jobs) and (
-            stop or not any(job.status == "waiting" for job in jobs)
-        ):
-            return
-        time.sleep(interval)
+    try:
+        while True:
+            stop = interrupted()
+            for index, job in enumerate(jobs):
+                if job.status == "waiting" and free and not stop:
+                    try:
+                        job.start(free[0])
+                    except CheckpointError as error:
+                        job.fail(str(error))
+                    else:
+                        held[index] = free.pop(0)
+            if stop and not asked:
+                asked = True
+                _ask_to_stop(jobs)
+            for index in list(held):
+                jobs[index].poll()
+                if jobs[index].process is None:
+                    free.append(held.pop(index))
+            watch()
+            if not held and (stop or not any(job.status == "waiting" for job in jobs)):
+                return
+            time.sleep(interval)
+    finally:
+        _ask_to_stop(jobs)
+
+
+def _ask_to_stop(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.process is not None:
+            job.process.send_signal(signal.SIGTERM)

@@ -15,7 +15,8 @@ import torch
 
 from heterodox.compare import statistics
 from heterodox.compare.jobs import Job, run_jobs
-from heterodox.core.errors import RecipeError
+from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.log.tensorboard import require_tensorboard
 from heterodox.recipe import Recipe, check
 from heterodox.report import write_report
 from heterodox.run.folder import RunFolder, write_atomically
@@ -58,25 +59,42 @@ class Study:
         A run that fails is noted and the others go on. After SIGINT or SIGTERM the running ones checkpoint, the
         results hold what there is, and `interrupted` in them holds the signal's number.
         """
+        if any(recipe.log.tensorboard for recipe in self.recipes):
+            require_tensorboard()
         corpora = {recipe.data.model_dump_json(): recipe.data.build() for recipe in self.recipes}
-        RunFolder(self.out).create()
+        self._check_folder()
         for job in self.jobs:
             job.find()
         began = time.monotonic()
-        with Interrupt() as interrupt:
+        with RunFolder(self.out).lock(), Interrupt() as interrupt:
             run_jobs(
                 self.jobs,
                 slots=self.slots,
                 watch=lambda: watch(self.jobs, time.monotonic() - began) if watch else None,
                 interrupted=lambda: interrupt.received is not None,
             )
-        results = self._results(next(iter(corpora.values())).describe())
-        results["interrupted"] = interrupt.received
-        results["elapsed_seconds"] = time.monotonic() - began
-        write_results(self.out, results)
-        if any(row["status"] != "waiting" for row in results["runs"]):
-            write_report([self.out], self.out / "report.html")
+            results = self._results(next(iter(corpora.values())).describe())
+            results["interrupted"] = interrupt.received
+            results["elapsed_seconds"] = time.monotonic() - began
+            write_results(self.out, results)
+            if any(row["status"] != "waiting" for row in results["runs"]):
+                write_report([self.out], self.out / "report.html")
         return results
+
+    def _check_folder(self) -> None:
+        """Refuse to replace the results of runs that are not in this study."""
+        try:
+            rows = json.loads((self.out / "results.json").read_text(encoding="utf-8"))["runs"]
+            there = {(row["recipe"], row["seed"]) for row in rows}
+        except (OSError, ValueError, LookupError, TypeError):
+            return
+        missing = sorted(there - {(job.recipe.name, job.recipe.seed) for job in self.jobs})
+        if missing:
+            name, seed = missing[0]
+            raise CheckpointError(
+                f"{self.out} holds a comparison with {name} at seed {seed}, which this one would leave out; "
+                "add it, or pass another --out"
+            )
 
     def _results(self, corpus: dict[str, Any]) -> dict[str, Any]:
         rows = [_row(job, self.out) for job in self.jobs]
@@ -110,7 +128,7 @@ def _at(recipe: Recipe, seed: int, threads: int) -> Recipe:
 
 def _row(job: Job, out: Path) -> dict[str, Any]:
     """The run's summary, or as much of one as a run without a summary has."""
-    summary = job.summary() if job.status not in ("waiting", "running") else None
+    summary = job.summary() if job.status in ("finished", "diverged", "interrupted") else None
     empty = dict.fromkeys(_SUMMARY_KEYS)
     row = empty | {"recipe": job.recipe.name, "credit": job.recipe.credit.name, "seed": job.recipe.seed}
     row |= summary or {"status": job.status, "message": job.message}

@@ -4,34 +4,53 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 
 from heterodox.log import units
 
+_EXPENDABLE = ("bits/byte", "test loss", "held", "seeds")
+"""Columns that a narrow terminal goes without, the first one first."""
 
-def final_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> Table:
-    """The result of a comparison, as `statistics.table` computed it."""
-    table = Table(title=None)
-    for column in ("rule", "val loss", f"minus {baseline}", "gap closed", "test loss", "bits/byte"):
-        table.add_column(column, justify="left" if column == "rule" else "right", no_wrap=True)
-    for column in ("FLOPs", "seconds", "held", "seeds"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        failed = f" ({row['failed']} failed)" if row["failed"] else ""
-        table.add_row(
-            row["recipe"],
-            units.interval(row["val_loss"]),
-            "" if row["recipe"] == baseline else units.interval(row["difference"], sign=True),
-            units.percent(row["gap_closed"]),
-            units.interval(row["test_loss"]),
-            units.number(row["val_bits_per_byte"]),
-            units.count(row["flops"]),
-            units.number(row["seconds"], 1),
-            units.size(row["activation_bytes"]),
-            f"{row['seeds']}{failed}",
-        )
-    return table
+
+class FinalTable:
+    """The result of a comparison, as `statistics.table` computed it, in as many columns as fit."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], baseline: str) -> None:
+        self.columns: dict[str, list[str]] = {
+            "rule": [row["recipe"] for row in rows],
+            "val loss": [units.interval(row["val_loss"]) or "none finished" for row in rows],
+            f"− {baseline}": [
+                "" if row["recipe"] == baseline else units.interval(row["difference"], sign=True) for row in rows
+            ],
+            "gap closed": [units.percent(row["gap_closed"]) for row in rows],
+            "test loss": [units.interval(row["test_loss"]) for row in rows],
+            "bits/byte": [units.number(row["val_bits_per_byte"]) for row in rows],
+            "FLOPs": [units.count(row["flops"]) for row in rows],
+            "seconds": [units.number(row["seconds"], 1) for row in rows],
+            "held": [units.size(row["activation_bytes"]) for row in rows],
+            "seeds": [f"{row['seeds']}" + f", {row['failed']} failed" * bool(row["failed"]) for row in rows],
+        }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for number in range(len(_EXPENDABLE) + 1):
+            left_out = _EXPENDABLE[:number]
+            table = self._table(left_out)
+            if console.measure(table, options=options.update(width=1000)).maximum <= options.max_width:
+                break
+        yield table
+        if left_out:
+            yield f"(left out for want of width: {', '.join(left_out)})"
+
+    def _table(self, left_out: Sequence[str]) -> Table:
+        shown = {name: cells for name, cells in self.columns.items() if name not in left_out}
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for name in shown:
+            table.add_column(name, justify="left" if name == "rule" else "right", overflow="fold")
+        for cells in zip(*shown.values(), strict=True):
+            table.add_row(*cells)
+        return table
 
 
 def comparison_summary(results: Mapping[str, Any], out: Path) -> RenderableType:
@@ -41,23 +60,26 @@ def comparison_summary(results: Mapping[str, Any], out: Path) -> RenderableType:
     if done:
         floor = f", entropy floor {done[0]['floor_loss']:.3f}" if done[0]["floor_loss"] is not None else ""
         seeds = len(results["seeds"])
-        spread = "95 % intervals over seeds" if seeds > 1 else "one seed, so no intervals"
+        spread = f"95 % intervals over {seeds} seeds" if seeds > 1 else "one seed, so no intervals"
         lines.append(f"nats per token; unigram {done[0]['unigram_loss']:.3f}{floor}; {spread}")
     lines += [
-        f"{row['recipe']} seed {row['seed']} {row['status']}: {row['message'] or ''}"
+        f"{row['recipe']} seed {row['seed']} {row['status']}" + (f": {row['message']}" if row["message"] else "")
         for row in results["runs"]
         if row["status"] != "finished"
     ]
+    if results["interrupted"]:
+        lines.append("the same command goes on from here")
     lines.append(f"{units.duration(results['elapsed_seconds'])} in all; report: {out / 'report.html'}")
-    return Group(final_table(results["table"], results["baseline"]), *lines)
+    return Group(FinalTable(results["table"], results["baseline"]), "", *lines)
 
 
 def training_summary(summary: Mapping[str, Any], folder: Path) -> str:
     """Three lines on a run."""
     loss = units.number(summary["val_loss"])
     bits = units.number(summary["val_bits_per_byte"])
+    more = "; --resume goes on from here" if summary["status"] == "interrupted" else ""
     return (
-        f"{summary['recipe']} seed {summary['seed']}: {summary['status']} after {summary['steps']} steps\n"
+        f"{summary['recipe']} seed {summary['seed']}: {summary['status']} after {summary['steps']} steps{more}\n"
         f"val loss {loss} nats per token ({bits} bits per byte; unigram {summary['unigram_loss']:.3f})\n"
         f"{units.count(summary['flops'])}FLOPs, {units.duration(summary['seconds'])} of training; {folder}"
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -15,11 +15,23 @@ from heterodox.log import units
 _SILENCE = 10.0  # seconds between two lines where there is no terminal to redraw
 
 
+class ProgressConsole(Console):
+    """Standard error, but for a few columns at its right, where the terminal may echo a Ctrl-C."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        super().__init__(stderr=True, quiet=quiet)
+
+    @property
+    def size(self) -> ConsoleDimensions:  # pyrefly: ignore[bad-override]
+        width, height = super().size
+        return ConsoleDimensions(max(width - 4, 20), height)
+
+
 class TrainingProgress:
     """A metrics observer that shows how far one run has come."""
 
     def __init__(self, name: str, unit: str, limit: float, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or ProgressConsole()
         self.name, self.unit, self.limit = name, unit, limit
         self._losses = {"loss": "", "val_loss": ""}
         self._began = self._spoke = time.monotonic()
@@ -38,8 +50,6 @@ class TrainingProgress:
         self._task = self._bar.add_task(name, total=limit, status="")
 
     def __enter__(self) -> "TrainingProgress":
-        if self.console.is_terminal:
-            self._bar.start()
         return self
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -51,6 +61,7 @@ class TrainingProgress:
         done = spent(row, self.unit)
         status = "  ".join(text for text in self._losses.values() if text)
         if self.console.is_terminal:
+            self._bar.start()  # not before there is something to show, so that an error stands alone
             self._bar.update(self._task, completed=done, status=status)
             return
         now = time.monotonic()
@@ -59,7 +70,7 @@ class TrainingProgress:
         if now - self._spoke >= _SILENCE or row["kind"] == "eval":
             self._spoke = now
             rate = (done - self._first) / max(now - self._began, 1e-9)
-            left = f"  {units.duration((self.limit - done) / rate)} left" if rate > 0 else ""
+            left = f"  {units.duration((self.limit - done) / rate)} left" if rate > 0 and done < self.limit else ""
             share = min(1.0, done / self.limit)
             self.console.print(f"{self.name}: step {row['step']}  {share:.0%}  {status}{left}", highlight=False)
 
@@ -82,7 +93,7 @@ class StudyProgress:
     """Shows how far a comparison has come: a live table, or lines."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or ProgressConsole()
         self._live = Live(console=self.console, refresh_per_second=2, transient=True)
         self._spoke = -_SILENCE
         self._known: dict[tuple[str, int], str] = {}
