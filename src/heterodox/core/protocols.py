@@ -3,8 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -26,8 +27,9 @@ class ForwardFlops:
 
 
 class LanguageModel(nn.Module, ABC):
-    """A next-token model that is `readout(features(tokens))`, with one linear output layer called `head`."""
+    """A next-token model that is `head(ln_f(features(tokens)))`: a residual stream, a final norm, an output layer."""
 
+    ln_f: nn.Module
     head: nn.Linear
     context: int
 
@@ -38,6 +40,11 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def readout(self, hidden: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time vocab"]:
         """Logits from hidden states: final normalisation and `head`."""
+
+    @property
+    @abstractmethod
+    def stream_writers(self) -> frozenset[str]:
+        """Names of the layers whose output is added to the residual stream, embeddings among them."""
 
     @abstractmethod
     def forward_flops(self, batch: int, time: int) -> ForwardFlops:
@@ -52,6 +59,11 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def embedding_names(self) -> frozenset[str]:
         """Names of the parameters of token and position embeddings."""
+
+    def compile(self, **options: Any) -> None:
+        """Compile both halves with `torch.compile`, for rules that call them apart, too."""
+        self.features = torch.compile(self.features, **options)
+        self.readout = torch.compile(self.readout, **options)
 
     def forward(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time vocab"]:
         return self.readout(self.features(tokens))

@@ -1,16 +1,25 @@
-"""Direct feedback alignment: every layer gets the output error through a fixed random matrix of its own.
+"""Direct feedback alignment: the output error reaches every layer at once, through fixed random matrices.
 
-    δ_l = (e B_l) ⊙ f'(a_l),   e = ∂L/∂logits
+    route: own       δ_l = (e B_l) ⊙ f'(a_l),          e = ∂L/∂logits
+    route: stream    s = J_normᵀ (e B),   δ_l = s          where layer l writes to the residual stream
+                                          δ_l = J_fᵀ (s C_l)   where it feeds a branch's non-linearity f
 
-There is no backward pass through the blocks, and no graph: the forward pass keeps each linear layer's input, and once
-the error is known all layers learn independently of each other. The output layer is exact.
+There is no backward pass through the blocks, and no graph: the forward pass keeps each layer's input, and once the
+error is known all layers learn independently of each other. The output layer is exact.
+
+`own` is direct feedback to the letter: a matrix of its own for each layer, straight from the logits. In a transformer
+it stays behind training the head alone (docs/rules/direct_feedback.md shows the ablation), for three reasons that
+`stream` mends without any transposed weight. All layers that add to the residual stream have the same true error, so
+they share one B, and the head needs to align with one matrix only. The final norm's own derivative is applied. And
+q, k and v learn behind the derivative of the attention that mixes them (f above, as the GELU is for fc): the error of
+one position is the fault of others.
 
 Reference: Nøkland, "Direct feedback alignment provides learning in deep neural networks", NeurIPS 2016; for
 transformers Launay, Poli, Boniface and Krzakala, "Direct feedback alignment scales to modern deep learning tasks and
-architectures", NeurIPS 2020 (who backpropagate within a block; here nothing is backpropagated).
+architectures", NeurIPS 2020 (who backpropagate within a block; here no error passes any layer's weights).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -25,35 +34,53 @@ from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Origin, Signal
 from heterodox.credit.elsewhere import Elsewhere, backprop_elsewhere, feedback_manifest
 from heterodox.credit.feedback import gaussian
-from heterodox.credit.tape import Tape, record_layers
+from heterodox.credit.tape import POINTWISE, Operation, Record, Tape, record_layers
+from heterodox.model.attention import CausalMix
+
+Route = Literal["stream", "own"]
+STREAM = "stream"
 
 
 class DirectFeedback:
-    """Each layer but the head has a fixed matrix from the logits' error to its own output."""
+    """Fixed matrices from the logits' error to the layers; no error passes a layer's weights."""
 
     class Config(config.Config):
         name: Literal["direct_feedback"] = "direct_feedback"
+        route: Route = Field("stream", description="own: each layer's own matrix from the logits, to the letter")
         feedback: Literal["gaussian"] = "gaussian"
-        feedback_std: float = Field(0.02, gt=0, description="standard deviation of B's entries")
+        feedback_std: float = Field(0.02, gt=0, description="standard deviation of the matrices' entries")
         elsewhere: Elsewhere = "local"
 
         def build(self, model: LanguageModel, streams: Streams) -> "DirectFeedback":
-            vocab = model.head.out_features
+            vocab, width = model.head.out_features, model.head.in_features
+            shapes = {STREAM: (vocab, width)} if self.route == "stream" else {}
+            for record in _tape_of(model, self.route).records:
+                layer, point = record.layer, record.point
+                learns = isinstance(layer, nn.Linear) or self.elsewhere == "local"
+                on_stream = self.route == "stream" and record.name in model.stream_writers | {"ln_f"}
+                if learns and layer is not model.head and not on_stream:
+                    shapes[point] = (vocab if self.route == "own" else width, record.point_width)
             matrices = {
-                name: gaussian(vocab, width, self.feedback_std, streams, name).to(model.head.weight)
-                for name, width in output_widths(model).items()
-                if self.elsewhere == "local" or isinstance(model.get_submodule(name), nn.Linear)
+                point: gaussian(*shape, self.feedback_std, streams, point).to(model.head.weight)
+                for point, shape in shapes.items()
             }
-            return DirectFeedback(matrices, elsewhere=self.elsewhere)
+            return DirectFeedback(matrices, route=self.route, elsewhere=self.elsewhere)
 
-    def __init__(self, feedback: Mapping[str, Float[Tensor, "vocab width"]], *, elsewhere: Elsewhere = "local") -> None:
+    def __init__(
+        self,
+        feedback: Mapping[str, Float[Tensor, "error width"]],
+        *,
+        route: Route = "stream",
+        elsewhere: Elsewhere = "local",
+    ) -> None:
         self.feedback = dict(feedback)
-        self.elsewhere = elsewhere
+        self.route: Route = route
+        self.elsewhere: Elsewhere = elsewhere
 
     def signal(
         self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
     ) -> Signal:
-        with torch.no_grad(), record_layers(model) as tape:
+        with torch.no_grad(), record_layers(model, _OPERATIONS[self.route]) as tape:
             logits = model(batch.inputs)
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
@@ -61,7 +88,7 @@ class DirectFeedback:
             loss = (losses * weights).mean()
             (error,) = torch.autograd.grad(loss, leaf)
         with torch.no_grad():
-            grads = direct_gradients(tape, error, self.feedback | {"head": None})
+            grads = direct_gradients(tape, self._errors(model, tape, error))
         cost = Cost(tokens=batch.num_tokens, flops=self._flops(model, batch))
         if self.elsewhere == "backprop":
             exact, extra = backprop_elsewhere(model, batch, weights, objective)
@@ -69,13 +96,48 @@ class DirectFeedback:
             cost += extra
         return Signal(grads, loss.detach(), losses.detach(), cost)
 
+    def _errors(
+        self, model: LanguageModel, tape: Tape, error: Float[Tensor, "batch time vocab"]
+    ) -> Callable[[Record], Tensor | None]:
+        """The error at each record's point; None for a layer that learns nothing here."""
+        if self.route == "own":
+
+            def own(record: Record) -> Tensor | None:
+                if record.layer is model.head:
+                    return error
+                matrix = self.feedback.get(record.point)
+                return None if matrix is None else error @ matrix.to(error.dtype)
+
+            return own
+
+        entering = error @ self.feedback[STREAM].to(error.dtype)
+        final = next(record for record in tape.records if record.layer is model.ln_f)
+        (stream,) = Operation("ln_f", model.ln_f, (final.source.held,), entering.shape).vjp(entering)
+        latest: list[tuple[str, Tensor]] = []  # q, k and v share a point
+
+        def along(record: Record) -> Tensor | None:
+            if record.layer is model.head:
+                return error
+            if self.elsewhere != "local" and not isinstance(record.layer, nn.Linear):
+                return None
+            if record.layer is model.ln_f:
+                return entering
+            if record.name in model.stream_writers:
+                return stream
+            if not latest or latest[0][0] != record.point:
+                latest[:] = [(record.point, stream @ self.feedback[record.point].to(stream.dtype))]
+            return latest[0][1]
+
+        return along
+
     def manifest(self, model: LanguageModel) -> dict[str, Origin]:
         return feedback_manifest(model, self.elsewhere)
 
     def _flops(self, model: LanguageModel, batch: Batch) -> int:
         forward = model.forward_flops(*batch.inputs.shape)
         projections = 2 * batch.num_tokens * sum(matrix.numel() for matrix in self.feedback.values())
-        return forward.total + forward.linear + forward.head + projections
+        through_attention = 3 * forward.attention if self.route == "stream" else 0  # once more, and back
+        return forward.total + forward.linear + forward.head + projections + through_attention
 
     def state(self) -> Tree:
         return {"feedback": self.feedback}
@@ -84,33 +146,26 @@ class DirectFeedback:
         restore(self.feedback, tree.get("feedback", {}), "feedback matrix")
 
 
-def output_widths(model: LanguageModel) -> dict[str, int]:
-    """Width of the output of every layer with parameters but the head, by layer name."""
-    widths: dict[str, int] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not model.head:
-            widths[name] = module.out_features
-        elif isinstance(module, nn.LayerNorm):
-            widths[name] = module.normalized_shape[-1]
-        elif isinstance(module, nn.Embedding):
-            widths[name] = module.embedding_dim
-    return widths
+_OPERATIONS: dict[Route, tuple[type[nn.Module], ...]] = {"own": POINTWISE, "stream": (*POINTWISE, CausalMix)}
 
 
-def direct_gradients(
-    tape: Tape,
-    error: Float[Tensor, "*lead out"],
-    feedback: Mapping[str, Float[Tensor, "out width"] | None],
-) -> dict[str, Tensor]:
-    """Each named layer's parameter gradients, from `error` at the output and the layer's `feedback`.
+@torch.no_grad()
+def _tape_of(model: LanguageModel, route: Route) -> Tape:
+    """The tape of a forward pass over one token, for the sake of its layers and shapes."""
+    device = model.head.weight.device
+    with record_layers(model, _OPERATIONS[route]) as tape:
+        model(torch.zeros((1, 1), dtype=torch.long, device=device))
+    return tape
 
-    `None` as a feedback hands the error over as it is (for the output layer). Layers that `feedback` does not name
-    get none. Usable on the tape of any module; see `heterodox.credit.tape.record_layers`.
+
+def direct_gradients(tape: Tape, error_at: Callable[[Record], Tensor | None]) -> dict[str, Tensor]:
+    """Every layer's parameter gradients, from the error that `error_at` says stands at the layer's point.
+
+    Layers for which it says `None` get none. Usable on the tape of any module; see `record_layers`.
     """
     grads: dict[str, Tensor] = {}
     for record in tape.records:
-        if record.name in feedback:
-            matrix = feedback[record.name]
-            delta = error if matrix is None else error @ matrix.to(error.dtype)
-            grads.update(tape.gradients(record, delta))
+        error = error_at(record)
+        if error is not None:
+            grads.update(tape.gradients(record, error))
     return grads

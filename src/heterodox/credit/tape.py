@@ -1,7 +1,7 @@
 """A forward pass that keeps, for each layer, just what the layer's own weight gradient needs: no autograd graph.
 
-Works on any module made of linear, LayerNorm, embedding and pointwise activation modules (and anything between them
-that has no parameters). What a norm or an activation puts out is not kept but computed again from its input.
+Works on any module made of linear, LayerNorm and embedding layers, with operations that have no parameters between
+them. What a norm or an activation puts out is not kept but computed again from its input.
 """
 
 import weakref
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from heterodox.core.held import hold
 
-POINTWISE = (nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.LeakyReLU)
+POINTWISE: tuple[type[nn.Module], ...] = (
+    nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.LeakyReLU,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Source:
-    """A layer's input: the held tensor itself, or `maker` of it."""
+    """A layer's input: the held tensor itself, or what `maker` makes of it."""
 
     held: Tensor
     maker: nn.Module | None = None
@@ -31,16 +34,43 @@ class Source:
         return self.held if self.maker is None else self.maker.forward(self.held)
 
 
+@dataclass(frozen=True)
+class Operation:
+    """A module without parameters that consumed layers' outputs: an activation, attention's mixing."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    output_shape: torch.Size
+
+    def vjp(self, delta: Tensor) -> tuple[Tensor, ...]:
+        """The error at each input, given the error at the output."""
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in self.inputs]
+            return torch.autograd.grad(self.module.forward(*leaves), leaves, delta.to(leaves[0].dtype))
+
+
 @dataclass
 class Record:
-    """One layer's part in the forward pass."""
+    """One layer's part in the forward pass; `consumer` is the operation that took its output as input `slot`.
+
+    `point` names where the error for this layer enters: the layer's own output, or behind its consumer.
+    """
 
     name: str
     layer: nn.Module
     source: Source
     output_shape: torch.Size
-    activation: nn.Module | None = None
-    preactivation: Tensor | None = None
+    consumer: Operation | None = None
+    slot: int = 0
+
+    @property
+    def point(self) -> str:
+        return self.name if self.consumer is None else self.consumer.name
+
+    @property
+    def point_width(self) -> int:
+        return (self.output_shape if self.consumer is None else self.consumer.output_shape)[-1]
 
 
 class Tape:
@@ -50,20 +80,21 @@ class Tape:
         self.records: list[Record] = []
         self._made: dict[int, tuple[weakref.ref[Tensor], Source]] = {}
         self._outputs: dict[int, tuple[weakref.ref[Tensor], Record]] = {}
-        self._last: tuple[Source, Tensor] | None = None
+        self._input: tuple[Source, Tensor] | None = None
+        self._errors: tuple[Operation, Tensor, tuple[Tensor, ...]] | None = None
 
     def input_of(self, record: Record) -> Tensor:
-        """The layer's input. The latest one is kept, since neighbours share it."""
+        """The layer's input. The latest one computed is kept, since neighbours share it."""
         if record.source.maker is None:
             return record.source.held
-        if self._last is None or self._last[0] is not record.source:
-            self._last = (record.source, record.source.value())
-        return self._last[1]
+        if self._input is None or self._input[0] is not record.source:
+            self._input = (record.source, record.source.value())
+        return self._input[1]
 
     def gradients(self, record: Record, delta: Float[Tensor, "*lead out"]) -> Iterator[tuple[str, Tensor]]:
-        """The layer's own parameter gradients, given the error at its output (behind its activation, if any)."""
-        if record.activation is not None:
-            delta = _vjp(record.activation, record.preactivation, delta)
+        """The layer's own parameter gradients, given the error at its `point`."""
+        if record.consumer is not None:
+            delta = self._behind(record.consumer, delta)[record.slot]
         layer, name = record.layer, record.name
         if isinstance(layer, nn.Linear):
             rows = delta.flatten(0, -2)
@@ -79,28 +110,35 @@ class Tape:
                 yield f"{name}.bias", delta.sum(leading)
         else:
             assert isinstance(layer, nn.Embedding)
-            rows = delta.sum_to_size(record.output_shape).flatten(0, -2)
-            yield (
-                f"{name}.weight",
-                torch.zeros_like(layer.weight).index_add_(0, record.source.held.flatten(), rows.to(layer.weight.dtype)),
-            )
+            rows = delta.sum_to_size(record.output_shape).flatten(0, -2).to(layer.weight.dtype)
+            indices = record.source.held.flatten()
+            yield f"{name}.weight", torch.zeros_like(layer.weight).index_add_(0, indices, rows)
 
-    def _after_linear(self, name: str, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def _behind(self, operation: Operation, delta: Tensor) -> tuple[Tensor, ...]:
+        if self._errors is None or self._errors[0] is not operation or self._errors[1] is not delta:
+            self._errors = (operation, delta, operation.vjp(delta))
+        return self._errors[2]
+
+    def _after_linear(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         known = self._made.get(id(args[0]))
         source = known[1] if known and known[0]() is args[0] else Source(hold(args[0]))
         self._keep(Record(name, layer, source, output.shape), output)
 
-    def _after_plain(self, name: str, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def _after_plain(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self._keep(Record(name, layer, Source(hold(args[0])), output.shape), output)
         if isinstance(layer, nn.LayerNorm):
             self._made[id(output)] = (weakref.ref(output), Source(args[0], layer))
 
-    def _after_activation(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        known = self._outputs.get(id(args[0]))
-        if known and known[0]() is args[0]:
-            known[1].activation = layer
-            known[1].preactivation = hold(args[0])
-            self._made[id(output)] = (weakref.ref(output), Source(args[0], layer))
+    def _after_operation(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        makers = [self._outputs.get(id(x)) for x in args]
+        records = [known[1] for known, x in zip(makers, args, strict=True) if known and known[0]() is x]
+        if len(records) < len(args):  # not straight behind layers: nothing to learn from its derivative
+            return
+        operation = Operation(name, module, tuple(hold(x) for x in args), output.shape)
+        for slot, record in enumerate(records):
+            record.consumer, record.slot = operation, slot
+        if len(args) == 1:
+            self._made[id(output)] = (weakref.ref(output), Source(args[0], module))
 
     def _keep(self, record: Record, output: Tensor) -> None:
         self.records.append(record)
@@ -108,8 +146,11 @@ class Tape:
 
 
 @contextmanager
-def record_layers(model: nn.Module) -> Iterator[Tape]:
-    """Within the context, write every forward call of `model`'s layers on a tape. Run it under `torch.no_grad()`."""
+def record_layers(model: nn.Module, operations: tuple[type[nn.Module], ...] = POINTWISE) -> Iterator[Tape]:
+    """Within the context, write every forward call of `model`'s layers on a tape. Run it under `torch.no_grad()`.
+
+    Errors are carried back through modules of the types in `operations` by their own derivative.
+    """
     tape = Tape()
     handles = []
     for name, module in model.named_modules():
@@ -117,8 +158,8 @@ def record_layers(model: nn.Module) -> Iterator[Tape]:
             hook = partial(tape._after_linear, name)
         elif isinstance(module, (nn.LayerNorm, nn.Embedding)):
             hook = partial(tape._after_plain, name)
-        elif isinstance(module, POINTWISE):
-            hook = tape._after_activation
+        elif isinstance(module, operations):
+            hook = partial(tape._after_operation, name)
         else:
             continue
         handles.append(module.register_forward_hook(hook))
@@ -127,11 +168,3 @@ def record_layers(model: nn.Module) -> Iterator[Tape]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _vjp(activation: nn.Module, at: Tensor | None, delta: Tensor) -> Tensor:
-    """δ ⊙ f'(a) for a pointwise f."""
-    assert at is not None
-    with torch.enable_grad():
-        a = at.detach().requires_grad_()
-        return torch.autograd.grad(activation.forward(a), a, delta.to(a.dtype))[0]

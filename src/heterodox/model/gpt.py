@@ -146,6 +146,11 @@ class GPT(LanguageModel):
     def embedding_names(self) -> frozenset[str]:
         return frozenset({"tok_emb.weight", "pos_emb.weight"})
 
+    @property
+    def stream_writers(self) -> frozenset[str]:
+        outputs = (f"blocks.{i}.{layer}" for i in range(len(self.blocks)) for layer in ("attn.o", "mlp.proj"))
+        return frozenset({"tok_emb", "pos_emb", *outputs})
+
     def forward_flops(self, batch: int, time: int) -> ForwardFlops:
         matrices = sum(m.weight.numel() for m in self.blocks.modules() if isinstance(m, nn.Linear))
         width = self.head.in_features

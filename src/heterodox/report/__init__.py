@@ -1,5 +1,6 @@
-"""Charts and one self-contained HTML page about finished runs, made from their files alone."""
+"""Charts, one self-contained HTML page and Markdown about finished runs, made from their files alone."""
 
+from heterodox.report.markdown import write_markdown
 from heterodox.report.page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_markdown", "write_report"]

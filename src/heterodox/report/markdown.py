@@ -1,0 +1,79 @@
+"""The result of studies as Markdown, for RESULTS.md and papers' appendices."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from heterodox.compare.statistics import table
+from heterodox.core.errors import CheckpointError
+from heterodox.report import context, units
+from heterodox.report.reading import headline, remarks
+from heterodox.report.study import Study, read_study
+
+COLUMNS = ("val loss", "to baseline", "gap closed", "test loss", "FLOPs", "seconds", "held", "update.lr", "seeds")
+NOTE = """Losses are in nats per token; ± is half of the 95 % interval over seeds (Student t), differences to the
+baseline are paired by seed. Costs are medians over seeds; `held` is what a step keeps for its backward half."""
+
+
+def write_markdown(folders: Sequence[Path], out: Path, command: str) -> Path:
+    """Write a section per study folder to `out`, with the `command` that generates the file on top.
+
+    Raises CheckpointError when a folder is neither a study nor a run, or `out` cannot be written.
+    """
+    head = f"# Results\n\nGenerated from the studies' files; do not edit. Again:\n\n    {command}\n"
+    text = "\n".join([head, *(section(read_study([folder])) for folder in folders)])
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out}: {error.strerror}") from error
+    return out
+
+
+def section(study: Study) -> str:
+    """One study: its title, its reading in a sentence, its table, its facts."""
+    rows = table([run.summary for run in study.runs], study.baseline or "")
+    ordered = sorted(rows, key=lambda row: row["val_loss"]["mean"] if row["val_loss"] else float("inf"))
+    rates = _learning_rates(study)
+    said = [headline(study, rows), *remarks(study, rows, context.reference(study, "unigram_loss")), *study.notes]
+    lines = [f"## {context.title(study)}", "", said[0], "", *(f"- {remark}" for remark in said[1:]), ""]
+    lines += ["| rule | " + " | ".join(COLUMNS) + " |", "| --- |" + " ---: |" * len(COLUMNS)]
+    lines += [_row(row, row["recipe"] == study.baseline, rates.get(row["recipe"])) for row in ordered]
+    for reference in context.references(study):
+        lines.append(f"| *{reference['name']}* | {units.loss(reference['loss'])} |" + " |" * (len(COLUMNS) - 1))
+    lines += ["", NOTE, ""]
+    for failure in context.failures(study):
+        seeds = ", ".join(map(str, failure["seeds"]))
+        lines.append(f"- `{failure['recipe']}`, seed {seeds}, {failure['status']}: {failure['message'] or ''}")
+    lines += [f"- {label}: {'; '.join(values)}" for label, values in context.facts(study)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(row: Mapping[str, Any], is_baseline: bool, rate: float | None) -> str:
+    cells = [
+        f"`{row['recipe']}`",
+        _interval(row["val_loss"], units.loss),
+        units.MISSING if is_baseline else _interval(row["difference"], units.signed),
+        units.percent(row["gap_closed"]),
+        _interval(row["test_loss"], units.loss),
+        units.count(row["flops"]),
+        units.duration(row["seconds"]),
+        units.memory(row["activation_bytes"]),
+        units.MISSING if rate is None else f"{rate:g}",
+        f"{row['seeds']}" + (f" ({row['failed']} failed)" if row["failed"] else ""),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _interval(value: Mapping[str, Any] | None, show: Callable[[Any], str]) -> str:
+    if value is None:
+        return units.MISSING
+    if value["high"] is None:
+        return show(value["mean"])
+    return f"{show(value['mean'])} ± {units.loss((value['high'] - value['low']) / 2)}"
+
+
+def _learning_rates(study: Study) -> dict[str, float]:
+    recipes = [entry for header in study.headers for entry in header.get("recipes", [])]
+    resolved = {entry["name"]: entry.get("resolved") or {} for entry in recipes}
+    return {name: recipe["update"]["lr"] for name, recipe in resolved.items() if "update" in recipe}

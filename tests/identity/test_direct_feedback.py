@@ -1,0 +1,86 @@
+"""Where direct feedback through the residual stream must be exact, and where it must not be. float64."""
+
+import pytest
+import torch
+
+from heterodox.core.rng import Streams
+from heterodox.credit import Backprop, DirectFeedback
+from heterodox.objective import CrossEntropy
+from tests.tiny import tiny_batch, tiny_gpt
+
+WEIGHTS = torch.tensor([0.5, 1.5, 0.25, 1.75], dtype=torch.float64)
+ATTENTION = [f"blocks.0.attn.{part}.weight" for part in "qkvo"]
+MLP = ["blocks.0.mlp.fc.weight", "blocks.0.mlp.fc.bias", "blocks.0.mlp.proj.weight", "blocks.0.mlp.proj.bias"]
+READOUT = ["ln_f.weight", "ln_f.bias", "head.weight"]
+
+
+def gradients(model, **mirrored):
+    """Direct feedback through the stream with the weights themselves as feedback, and the true gradient."""
+    rule = DirectFeedback.Config().build(model, Streams(0))
+    assert set(rule.feedback) == {"stream", "blocks.0.ln1", "blocks.0.ln2", "blocks.0.attn.mix", "blocks.0.mlp.act"}
+    rule.feedback |= {
+        "stream": model.head.weight.detach(),
+        "blocks.0.attn.mix": model.blocks[0].attn.o.weight.detach(),
+        "blocks.0.mlp.act": model.blocks[0].mlp.proj.weight.detach(),
+    } | mirrored
+    direct = rule.signal(model, tiny_batch(), WEIGHTS, CrossEntropy())
+    exact = Backprop().signal(model, tiny_batch(), WEIGHTS, CrossEntropy())
+    assert torch.equal(direct.losses, exact.losses)
+    return direct.grads, exact.grads
+
+
+def equal(direct, exact, names):
+    assert all(exact[name].norm() > 1e-6 for name in names), "degenerate: nothing to learn"
+    return [torch.allclose(direct[name], exact[name], rtol=1e-10, atol=1e-13) for name in names]
+
+
+def test_mirrored_feedback_is_exact_in_the_last_mlp_and_the_readout():
+    """Nothing lies between the last MLP and the head, so the shared stream error is the true one there."""
+    direct, exact = gradients(tiny_gpt(layers=1))
+    assert all(equal(direct, exact, MLP + READOUT))
+    # The attention's error misses what flows through the MLP above it.
+    assert not any(equal(direct, exact, ATTENTION))
+
+
+def test_and_in_the_attention_once_the_mlp_above_passes_no_error():
+    model = tiny_gpt(layers=1)
+    with torch.no_grad():
+        model.blocks[0].mlp.fc.weight.zero_()
+    direct, exact = gradients(model)
+    assert all(equal(direct, exact, ATTENTION + READOUT))
+
+
+def test_and_in_the_embeddings_once_no_branch_passes_error():
+    model = tiny_gpt(layers=1)
+    with torch.no_grad():
+        for layer in (model.blocks[0].mlp.fc, model.blocks[0].attn.q, model.blocks[0].attn.k, model.blocks[0].attn.v):
+            layer.weight.zero_()
+    direct, exact = gradients(model)
+    assert all(equal(direct, exact, ["tok_emb.weight", "pos_emb.weight", *READOUT]))
+
+
+@pytest.mark.parametrize(
+    ("point", "spoilt"),
+    [("stream", [*MLP, "ln_f.weight"]), ("blocks.0.mlp.act", MLP[:2])],
+)
+def test_the_wrong_sign_is_noticed(point, spoilt):
+    model = tiny_gpt(layers=1)
+    matrix = {"stream": model.head.weight, "blocks.0.mlp.act": model.blocks[0].mlp.proj.weight}[point]
+    direct, exact = gradients(model, **{point: -matrix.detach()})
+    assert not any(equal(direct, exact, spoilt))
+    assert equal(direct, exact, ["head.weight"]) == [True]
+
+
+def test_the_two_routes_differ_and_neither_holds_a_graph():
+    model = tiny_gpt()
+    routes = {
+        route: DirectFeedback.Config(route=route)
+        .build(model, Streams(0))
+        .signal(model, tiny_batch(), WEIGHTS, CrossEntropy())
+        for route in ("stream", "own")
+    }
+    assert set(routes["stream"].grads) == set(routes["own"].grads) == {name for name, _ in model.named_parameters()}
+    for signal in routes.values():
+        assert not any(gradient.requires_grad for gradient in signal.grads.values())
+        assert not signal.loss.requires_grad
+    assert not torch.allclose(routes["stream"].grads["tok_emb.weight"], routes["own"].grads["tok_emb.weight"])

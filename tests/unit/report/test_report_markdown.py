@@ -1,0 +1,33 @@
+"""The Markdown form of a study's result."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from heterodox.core.errors import CheckpointError
+from heterodox.report import write_markdown
+from tests.unit.report.synthetic_study import write_study
+
+
+def test_holds_the_command_the_table_and_the_failures(tmp_path: Path):
+    folder = write_study(tmp_path / "study")
+    results = json.loads((folder / "results.json").read_text())
+    for entry in results["recipes"]:
+        entry["resolved"] = {"update": {"lr": 0.003}}
+    (folder / "results.json").write_text(json.dumps(results))
+    text = write_markdown([folder], tmp_path / "deep" / "RESULTS.md", "heterodox report study").read_text()
+    assert "    heterodox report study\n" in text
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(results["recipes"])
+    assert len({row.count("|") for row in rows}) == 1
+    assert rows[0].startswith("| `backprop` |")
+    assert all(" 0.003 |" in row for row in rows)
+    assert "± " in rows[0]
+    assert "*unigram entropy*" in text
+    assert "diverged" in text
+
+
+def test_refuses_a_folder_that_holds_nothing(tmp_path: Path):
+    with pytest.raises(CheckpointError):
+        write_markdown([tmp_path], tmp_path / "out.md", "x")
