@@ -113,6 +113,9 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(data, dict):
         found = "nothing" if data is None else f"a {type(data).__name__}"
         raise RecipeError(f"recipe {path} holds {found}, expected a mapping of sections")
+    for key in data:
+        if not isinstance(key, str):
+            raise RecipeError(f"recipe {path}: unknown key {key!r}, expected a word")
     base = data.pop("base", None)
     if base is None:
         return data

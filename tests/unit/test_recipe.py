@@ -1,0 +1,173 @@
+"""Reading recipes: shorthand, bases, overrides, and one clear line for whatever is wrong with one."""
+
+from pathlib import Path
+
+import pytest
+from tests.tiny import tiny_recipe
+
+from heterodox.core.errors import RecipeError
+from heterodox.recipe import check, load_recipe, merge, read
+
+# What a user may get wrong on the command line, and what the answer must hold.
+MISTAKES = [
+    ("credit.feedbck=1", "unknown key 'credit.feedbck'", "known: name"),
+    ("credit={name: direct_feedback, feedbck: 1}", "unknown key 'credit.feedbck'", "did you mean 'feedback'?"),
+    ("rnu.eval_every=3", "unknown key 'rnu'", "did you mean 'run'?"),
+    ("run.budgt.steps=3", "unknown key 'run.budgt'", "did you mean 'budget'?"),
+    ("run.budget.stepz=3", "unknown key 'run.budget.stepz'", "did you mean 'steps'?"),
+    ("run.sampling.temprature=1", "unknown key 'run.sampling.temprature'", "did you mean 'temperature'?"),
+    ("data.corpus.symbls=3", "unknown key 'data.corpus.symbls'", "did you mean 'symbols'?"),
+    ("lr=1e-3", "unknown key 'lr'", "did you mean 'update.lr'?"),
+    ("batch_size=4", "unknown key 'batch_size'", "did you mean 'run.batch_size'?"),
+    ("5=4", "unknown key '5'", "known: credit, data, "),
+    ("update.lr=fast", "update.lr: found 'fast', expected a valid number"),
+    ("update.lr=-1", "update.lr: found -1, expected greater than 0"),
+    ("update.lr=.inf", "update.lr: found inf, expected a finite number"),
+    ("seed=1.5", "seed: found 1.5, expected a valid integer"),
+    ("run=5", "run: found 5, expected keys with values"),
+    ("credit=", "credit: found None, expected keys with values"),
+    ("seed.x=1", "seed: found {'x': 1}, expected a valid integer"),
+    ("run.device=tpu", "run.device: found 'tpu', expected something like ^(auto|cpu|cuda"),
+    ("name=a/b", "name: found 'a/b', expected something like"),
+    ("run.precision=float16", "run.precision: found 'float16', expected 'float32', 'bfloat16' or 'float64'"),
+    ("log.tensorboard=maybe", "log.tensorboard: found 'maybe', expected a valid boolean"),
+    ("description=" + 200 * "[x]", "the value is not YAML"),
+    ("data.corpus.symbols=" + 200 * "x", "data.corpus.symbols: found 'xxx", "…, expected a valid integer"),
+    ("credit=direct_feedbck", "credit.name: there is no 'direct_feedbck'; did you mean 'direct_feedback'?"),
+    ("credit=qqq", "credit.name: there is no 'qqq'; known: backprop, direct_feedback"),
+    ("update.name=adam", "update.name: there is no 'adam'; did you mean 'adamw'?"),
+    ("data.corpus=gramar", "data.corpus.name: there is no 'gramar'; did you mean 'grammar'?"),
+    ("data.tokenizer.name=chr", "data.tokenizer.name: there is no 'chr'; did you mean 'char'?"),
+    ("model.heads=3", "model: 3 heads do not divide a width of 16"),
+    ("run.warmup_steps=30", "run: warmup_steps 30 leave nothing of a budget of 30 steps"),
+    ("run.budget={steps: 3, tokens: 5}", "run.budget: give exactly one of steps, tokens, flops, seconds; found"),
+    ("run.budget={}", "run.budget: give exactly one of steps, tokens, flops, seconds; found none"),
+    ("update={name: sgd, nesterov: true}", "update: nesterov needs a momentum above 0"),
+    ("data.splits.train=0.5", "data.splits: the splits add up to 0.65"),
+    ("lr", "override 'lr' is not of the form KEY=VALUE"),
+    ("=3", "override '=3' is not of the form KEY=VALUE"),
+    ("update.lr=[", "override 'update.lr=[': the value is not YAML"),
+    ("description=2020-99-99", "override 'description=2020-99-99': the value is not YAML"),
+]
+
+FILES = [
+    ("a: [1,\nb: {", "is not YAML: while parsing a flow node", "in line 2, column 5"),
+    ("run:\n\tseed: 1", "is not YAML", "found character '\\t'"),
+    ("seed: 1\nmodel: {}\nseed: 2\n", "is not YAML: 'seed' is there twice in line 3"),
+    ("model: {layers: 1, layers: 2}\n", "'layers' is there twice"),
+    ("description: 2020-99-99\n", "is not YAML: month must be in 1..12"),
+    ("- 1\n", "holds a list, expected a mapping of sections"),
+    ("", "holds nothing, expected a mapping of sections"),
+    ("1: 2\n", "unknown key 1, expected a word"),
+    ("model: {1: 2}\n", "unknown key 'model.1'"),
+    ("base: nowhere.yaml\n", "names the base 'nowhere.yaml', and there is no such file"),
+    ("base: [1]\n", "names the base [1]"),
+    ("base: recipe.yaml\n", "is its own base"),
+    (bytes(range(256)), "cannot be read", "can't decode"),
+]
+
+
+@pytest.mark.parametrize(("override", "phrases"), [(mistake, phrases) for mistake, *phrases in MISTAKES])
+def test_a_mistaken_override_is_one_line(override, phrases):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tiny_recipe(), [override])
+    assert "\n" not in str(caught.value)
+    for phrase in phrases:
+        assert phrase in str(caught.value)
+
+
+@pytest.mark.parametrize(("content", "phrases"), [(content, phrases) for content, *phrases in FILES])
+def test_a_mistaken_file_is_one_line(content, phrases, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert "\n" not in str(caught.value)
+    for phrase in phrases:
+        assert phrase in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    with pytest.raises(RecipeError, match="does not exist"):
+        load_recipe(tmp_path / "nowhere.yaml")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path)
+
+
+def test_the_first_problem_is_told_and_the_others_counted():
+    with pytest.raises(RecipeError, match=r"model.layers: found 'x'.* \(and 1 more problem\)"):
+        load_recipe(tiny_recipe(), ["model.layers=x", "run.batch_size=y"])
+
+
+def test_names_alone_stand_for_sections_and_sections_for_default_parts():
+    recipe = check({"credit": "direct_feedback", "update": {"lr": 0.5}, "data": {"tokenizer": "char"}})
+    assert recipe.credit.name == "direct_feedback"
+    assert recipe.update.name == "adamw"
+    assert recipe.update.lr == 0.5
+    assert recipe.data.tokenizer.name == "char"
+    assert check({"data": {"corpus": "grammar"}}) == check({"data": {"corpus": {"name": "grammar"}}})
+
+
+def test_a_resolved_recipe_resolves_to_itself(tmp_path):
+    recipe = tiny_recipe(credit="feedback_alignment", run={"budget": {"tokens": 99}})
+    (tmp_path / "resolved.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe
+    assert check(recipe.dump()) == recipe
+
+
+def test_the_file_names_the_recipe_that_does_not_name_itself(tmp_path):
+    (tmp_path / "mine.yaml").write_text("seed: 3\n")
+    assert load_recipe(tmp_path / "mine.yaml").name == "mine"
+
+
+def test_numbers_with_an_exponent_are_numbers():
+    assert load_recipe({}, ["update.lr=3e-4"]).update.lr == 3e-4
+    assert load_recipe({}, ["run.budget.flops=1e12"]).run.budget.flops == 1e12
+
+
+def test_naming_another_part_starts_it_afresh():
+    recipe = tiny_recipe(update={"name": "adamw", "beta1": 0.5})
+    assert load_recipe(recipe, ["update.name=sgd"]).update.lr == 0.1
+    assert load_recipe(recipe, ["update.name=adamw"]).update.beta1 == 0.5
+    assert load_recipe(recipe, ["run.budget.tokens=5"]).run.budget.unit == "tokens"
+
+
+def test_the_order_of_overrides_does_not_matter_but_for_one_key():
+    given = ["credit.feedback_std=0.5", "credit.name=direct_feedback", "run.budget.tokens=7", "run.budget={steps: 1}"]
+    forth, back = (load_recipe(tiny_recipe(), order) for order in (given, given[::-1]))
+    assert forth == back
+    assert forth.credit.feedback_std == 0.5
+    assert forth.run.budget.tokens == 7
+    assert load_recipe(tiny_recipe(), ["seed=1", "seed=2"]).seed == 2
+
+
+def test_a_base_lies_below(tmp_path):
+    (tmp_path / "_base.yaml").write_text("model: {layers: 1, width: 8}\nrun: {budget: {steps: 9}}\ncredit: backprop\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "top.yaml").write_text(
+        "base: ../_base.yaml\nmodel: {layers: 2}\nrun: {budget: {tokens: 5}}\ncredit: {name: direct_feedback}\n"
+    )
+    recipe = load_recipe(tmp_path / "sub" / "top.yaml")
+    assert (recipe.model.layers, recipe.model.width) == (2, 8)
+    assert recipe.run.budget.unit == "tokens"
+    assert recipe.credit.name == "direct_feedback"
+
+
+def test_what_is_laid_over_is_not_swallowed():
+    """A section that is no section must reach the check, not vanish into the base."""
+    assert merge({"run": {"batch_size": 1}}, {"run": 5}) == {"run": 5}
+    assert merge({"tuning": {"trials": 1}}, {"tuning": None}) == {"tuning": None}
+    assert merge({"credit": "x"}, {"credit": {"a": 1}}) == {"credit": {"name": "x", "a": 1}}
+    assert merge({"credit": {"name": "x", "a": 1}}, {"credit": "x"}) == {"credit": {"name": "x", "a": 1}}
+    assert merge({"credit": {"name": "x", "a": 1}}, {"credit": "y"}) == {"credit": {"name": "y"}}
+
+
+def test_every_recipe_of_the_project_is_valid():
+    found = [path for path in Path("recipes").rglob("*.yaml") if not path.name.startswith("_")]
+    assert len(found) >= 4
+    names = []
+    for path in found:
+        data = read(path)
+        data.setdefault("name", path.stem)
+        names.append(f"{path.parent}/{check(data).name}")
+    assert len(set(names)) == len(names)
