@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import tiny_recipe
 
 from heterodox import cli
+from tests.tiny import tiny_recipe
 
 
 @dataclass(frozen=True)

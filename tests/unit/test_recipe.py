@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tests.tiny import tiny_recipe
 
 from heterodox.core.errors import RecipeError
 from heterodox.recipe import check, load_recipe, merge, read
+from tests.tiny import tiny_recipe
 
 # What a user may get wrong on the command line, and what the answer must hold.
 MISTAKES = [

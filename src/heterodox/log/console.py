@@ -1,11 +1,11 @@
 """Answers as a person reads them in the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 
 from heterodox.log import units
@@ -33,7 +33,7 @@ class FinalTable:
             "seeds": [f"{row['seeds']}" + f", {row['failed']} failed" * bool(row["failed"]) for row in rows],
         }
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         for number in range(len(_EXPENDABLE) + 1):
             left_out = _EXPENDABLE[:number]
             table = self._table(left_out)

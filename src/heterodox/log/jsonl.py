@@ -1,5 +1,6 @@
 """`metrics.jsonl`: one JSON object a line, the truth about a run."""
 
+import contextlib
 import errno
 import json
 import os
@@ -22,7 +23,8 @@ class MetricsFile:
             temporary.replace(path)
             self._file = path.open("ab", buffering=0)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
 
     def row(self, row: dict[str, Any]) -> None:

@@ -86,7 +86,8 @@ class TrainingProgress:
 
 def spent(row: Mapping[str, Any], unit: str) -> float:
     """How much of a budget in `unit` a metrics row has used."""
-    return row["tokens"] + row["meta_tokens"] if unit == "tokens" else row["step" if unit == "steps" else unit]
+    amount = row["tokens"] + row["meta_tokens"] if unit == "tokens" else row["step" if unit == "steps" else unit]
+    return float(amount)
 
 
 class StudyProgress:

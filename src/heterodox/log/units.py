@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """`47s`, `3m 20s`, `2h 05m`."""
     seconds = round(seconds)
     if seconds < 60:
@@ -14,7 +14,7 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600}h {seconds % 3600 // 60:02d}m"
 
 
-def size(num_bytes: float | None) -> str:
+def size(num_bytes: int | float | None) -> str:
     """Bytes in binary units."""
     if num_bytes is None:
         return ""
@@ -25,23 +25,22 @@ def size(num_bytes: float | None) -> str:
     return f"{num_bytes:.1f} TiB"
 
 
-def count(value: float | None) -> str:
+def count(value: int | float | None) -> str:
     """`812 k`, `3.96 G`, `1.2e+15` beyond tera."""
     if value is None:
         return ""
-    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 1000 * factor and unit == "T":
-            return f"{value:.3g}"
-        if value >= factor:
-            return f"{value / factor:.3g} {unit}"
-    return f"{value:.0f}"
+    for factor, unit in ((1, ""), (1e3, " k"), (1e6, " M"), (1e9, " G"), (1e12, " T")):
+        text = f"{value / factor:.3g}"
+        if float(text) < 1000:
+            return text + unit
+    return f"{value:.3g}"
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: int | float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def percent(value: float | Mapping[str, Any] | None) -> str:
+def percent(value: int | float | Mapping[str, Any] | None) -> str:
     if isinstance(value, Mapping):
         value = value["mean"]
     return "" if value is None else f"{100 * value:.0f} %"
