@@ -17,7 +17,7 @@ READOUT = ["ln_f.weight", "ln_f.bias", "head.weight"]
 def gradients(model, **mirrored):
     """Direct feedback through the stream with the weights themselves as feedback, and the true gradient."""
     rule = DirectFeedback.Config().build(model, Streams(0))
-    assert set(rule.feedback) == {"stream", "blocks.0.ln1", "blocks.0.ln2", "blocks.0.attn.mix", "blocks.0.mlp.act"}
+    assert set(rule.feedback) == {"stream", "blocks.0.attn.mix", "blocks.0.mlp.act"}
     rule.feedback |= {
         "stream": model.head.weight.detach(),
         "blocks.0.attn.mix": model.blocks[0].attn.o.weight.detach(),

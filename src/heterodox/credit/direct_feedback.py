@@ -57,7 +57,7 @@ class DirectFeedback:
             for record in _tape_of(model, self.route).records:
                 layer, point = record.layer, record.point
                 learns = isinstance(layer, nn.Linear) or self.elsewhere == "local"
-                on_stream = self.route == "stream" and record.name in model.stream_writers | {"ln_f"}
+                on_stream = self.route == "stream" and _takes_stream_error(model, record)
                 if learns and layer is not model.head and not on_stream:
                     shapes[point] = (vocab if self.route == "own" else width, record.point_width)
             matrices = {
@@ -112,7 +112,7 @@ class DirectFeedback:
 
         entering = error @ self.feedback[STREAM].to(error.dtype)
         final = next(record for record in tape.records if record.layer is model.ln_f)
-        (stream,) = Operation("ln_f", model.ln_f, (final.source.held,), entering.shape).vjp(entering)
+        _, (stream,) = Operation("ln_f", model.ln_f, (final.source.held,), entering.shape).vjp(entering)
         latest: list[tuple[str, Tensor]] = []  # q, k and v share a point
 
         def along(record: Record) -> Tensor | None:
@@ -122,7 +122,7 @@ class DirectFeedback:
                 return None
             if record.layer is model.ln_f:
                 return entering
-            if record.name in model.stream_writers:
+            if _takes_stream_error(model, record):
                 return stream
             if not latest or latest[0][0] != record.point:
                 latest[:] = [(record.point, stream @ self.feedback[record.point].to(stream.dtype))]
@@ -156,6 +156,12 @@ def _tape_of(model: LanguageModel, route: Route) -> Tape:
     with record_layers(model, _OPERATIONS[route]) as tape:
         model(torch.zeros((1, 1), dtype=torch.long, device=device))
     return tape
+
+
+def _takes_stream_error(model: LanguageModel, record: Record) -> bool:
+    """Whether a layer learns from the stream's error as it is: it writes to the stream, or it is a norm (whose few
+    gains are not worth a matrix)."""
+    return record.name in model.stream_writers or isinstance(record.layer, nn.LayerNorm)
 
 
 def direct_gradients(tape: Tape, error_at: Callable[[Record], Tensor | None]) -> dict[str, Tensor]:

@@ -43,11 +43,12 @@ class Operation:
     inputs: tuple[Tensor, ...]
     output_shape: torch.Size
 
-    def vjp(self, delta: Tensor) -> tuple[Tensor, ...]:
-        """The error at each input, given the error at the output."""
+    def vjp(self, delta: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The output again, and the error at each input given the error at the output."""
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in self.inputs]
-            return torch.autograd.grad(self.module.forward(*leaves), leaves, delta.to(leaves[0].dtype))
+            output = self.module.forward(*leaves)
+            return output.detach(), torch.autograd.grad(output, leaves, delta.to(output.dtype))
 
 
 @dataclass
@@ -80,16 +81,22 @@ class Tape:
         self.records: list[Record] = []
         self._made: dict[int, tuple[weakref.ref[Tensor], Source]] = {}
         self._outputs: dict[int, tuple[weakref.ref[Tensor], Record]] = {}
-        self._input: tuple[Source, Tensor] | None = None
+        self._remade: list[tuple[Tensor, Tensor]] = []  # held tensors and what was made of them, the latest two
         self._errors: tuple[Operation, Tensor, tuple[Tensor, ...]] | None = None
 
     def input_of(self, record: Record) -> Tensor:
-        """The layer's input. The latest one computed is kept, since neighbours share it."""
-        if record.source.maker is None:
-            return record.source.held
-        if self._input is None or self._input[0] is not record.source:
-            self._input = (record.source, record.source.value())
-        return self._input[1]
+        """The layer's input. The latest ones computed are kept, since neighbours share them."""
+        source = record.source
+        if source.maker is None:
+            return source.held
+        for held, made in self._remade:
+            if held is source.held:
+                return made
+        return self._remember(source.held, source.value())
+
+    def _remember(self, held: Tensor, made: Tensor) -> Tensor:
+        self._remade = [(held, made), *self._remade[:1]]
+        return made
 
     def gradients(self, record: Record, delta: Float[Tensor, "*lead out"]) -> Iterator[tuple[str, Tensor]]:
         """The layer's own parameter gradients, given the error at its `point`."""
@@ -116,7 +123,10 @@ class Tape:
 
     def _behind(self, operation: Operation, delta: Tensor) -> tuple[Tensor, ...]:
         if self._errors is None or self._errors[0] is not operation or self._errors[1] is not delta:
-            self._errors = (operation, delta, operation.vjp(delta))
+            output, errors = operation.vjp(delta)
+            self._errors = (operation, delta, errors)
+            if len(operation.inputs) == 1:
+                self._remember(operation.inputs[0], output)
         return self._errors[2]
 
     def _after_linear(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:

@@ -64,7 +64,7 @@ class SGD:
             [parameters[name] for name in grads],
             list(grads.values()),
             velocity,
-            fused=True,
+            fused=not any(gradient.is_meta for gradient in grads.values()),  # PyTorch has no such meta kernel
             weight_decay=self.weight_decay,
             momentum=self.momentum,
             lr=self.lr * scale,
