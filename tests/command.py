@@ -36,10 +36,12 @@ def heterodox(*arguments: object) -> Answer:
     return Answer(code, out.getvalue(), err.getvalue())
 
 
-def launch(*arguments: object, python: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
-    """`heterodox ARGUMENTS` in a process of its own, on one thread; `python` are options of the interpreter."""
+def launch(
+    *arguments: object, python: tuple[str, ...] = ("-m", "heterodox"), **environment: str
+) -> subprocess.Popen[str]:
+    """`heterodox ARGUMENTS` in a process of its own, on one thread; `python` is what the interpreter is to run."""
     return subprocess.Popen(
-        [sys.executable, *python, "-m", "heterodox", *map(str, arguments)],
+        [sys.executable, *python, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
