@@ -1,5 +1,6 @@
 """Counting the bytes that a learning rule holds between its forward and its backward half."""
 
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,51 +10,66 @@ from torch import Tensor
 
 
 class HeldBytes:
-    """The distinct storages held for the backward half of a step; parameters do not count."""
+    """The bytes of distinct storages held for the backward half of a step, now and at the peak."""
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self._ignored = {_storage_key(p) for p in parameters}
-        self._sizes: dict[int, int] = {}
-        self._alive: list[Tensor] = []  # a freed storage's address may be used again
+    def __init__(self, ignored: Iterable[Tensor]) -> None:
+        self._ignored = {_storage_key(tensor) for tensor in ignored}
+        self._holders: dict[int, int] = {}
+        self._now = 0
+        self.peak = 0
 
-    def add(self, tensor: Tensor) -> None:
-        key = _storage_key(tensor)
-        if key not in self._ignored and key not in self._sizes:
-            self._sizes[key] = tensor.untyped_storage().nbytes()
-            self._alive.append(tensor.detach())
+    def add(self, tensor: Tensor, holder: object) -> None:
+        """Count `tensor`'s storage for as long as `holder`, which must keep the tensor, lives."""
+        key, size = _storage_key(tensor), tensor.untyped_storage().nbytes()
+        if key in self._ignored:
+            return
+        self._holders[key] = self._holders.get(key, 0) + 1
+        if self._holders[key] == 1:
+            self._now += size
+            self.peak = max(self.peak, self._now)
+        weakref.finalize(holder, self._release, key, size)
 
-    @property
-    def total(self) -> int:
-        return sum(self._sizes.values())
+    def _release(self, key: int, size: int) -> None:
+        self._holders[key] -= 1
+        if not self._holders[key]:
+            del self._holders[key]
+            self._now -= size
+
+
+class _Saved:
+    """What autograd keeps in place of a tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
 
 _meter: ContextVar[HeldBytes | None] = ContextVar("held_bytes", default=None)
 
 
 def hold(tensor: Tensor) -> Tensor:
-    """Declare that a rule keeps `tensor` for later without autograd's knowledge; returns it."""
+    """Declare that a rule keeps `tensor` (this very object) for later without autograd's knowledge; returns it."""
     meter = _meter.get()
     if meter is not None:
-        meter.add(tensor)
+        meter.add(tensor, tensor)
     return tensor
 
 
 @contextmanager
-def measure_held_bytes(parameters: Iterable[Tensor]) -> Iterator[HeldBytes]:
-    """Within the context, count what autograd saves and what rules `hold`."""
-    meter = HeldBytes(parameters)
+def measure_held_bytes(ignored: Iterable[Tensor]) -> Iterator[HeldBytes]:
+    """Within the context, count what autograd saves and what rules `hold`, but for the storages of `ignored`."""
+    meter = HeldBytes(ignored)
 
-    def pack(tensor: Tensor) -> Tensor:
-        meter.add(tensor)
-        return tensor
+    def pack(tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        meter.add(tensor, saved)
+        return saved
 
     token = _meter.set(meter)
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
             yield meter
     finally:
         _meter.reset(token)
-        meter._alive.clear()
 
 
 def _storage_key(tensor: Tensor) -> int:

@@ -114,8 +114,6 @@ class GPT(LanguageModel):
         a parameter leaves all others as they were."""
         branches = math.sqrt(2 * len(self.blocks))
         for name, parameter in self.named_parameters():
-            if parameter.is_meta:
-                continue
             if parameter.ndim < 2:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
@@ -134,9 +132,9 @@ class GPT(LanguageModel):
             return self.head(self.ln_f(hidden))
 
     def _autocast(self) -> torch.autocast:
-        device = self.head.weight.device.type
-        enabled = self.autocast_dtype is not None and device != "meta"
-        return torch.autocast("cpu" if device == "meta" else device, self.autocast_dtype, enabled=enabled)
+        return torch.autocast(
+            self.head.weight.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
+        )
 
     @property
     def readout_names(self) -> frozenset[str]:

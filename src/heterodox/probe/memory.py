@@ -11,10 +11,11 @@ from heterodox.core.types import Batch
 
 
 def activation_bytes(model: LanguageModel, batch: Batch, weights: Tensor, objective: Objective, credit: Credit) -> int:
-    """What one `credit.signal` holds for its backward half: tensors saved by autograd and those the rule keeps.
+    """The most bytes that one `credit.signal` holds at a time for its backward half.
 
-    Parameters and the rule's own state do not count; views of one storage count once. Works on the meta device
-    too, where nothing is computed. The rule must not change its state in `signal`, or be thrown away afterwards.
+    Tensors saved by autograd and those that the rule keeps count, views of one storage once; parameters and the
+    rule's own state do not. Works on fake tensors too, where nothing is computed. A rule that changes its state in
+    `signal` has changed it afterwards.
     """
 
     def lasting() -> Iterator[Tensor]:
@@ -23,4 +24,4 @@ def activation_bytes(model: LanguageModel, batch: Batch, weights: Tensor, object
 
     with measure_held_bytes(lasting()) as held:
         credit.signal(model, batch, weights, objective)
-    return held.total
+    return held.peak

@@ -1,12 +1,14 @@
 """What a recipe would cost, without training: parameters, memory by part, FLOPs and tokens.
 
-The model is built on the meta device, so that no weight is allocated and a step is traced rather than computed.
+The model is made of fake tensors: no weight is allocated, and a step is traced rather than computed, with the kernels
+that a CPU would choose.
 """
 
 import math
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from heterodox.core.comm import Solo
 from heterodox.core.state import split
@@ -22,16 +24,16 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     Reads the corpus (its size and vocabulary matter), trains nothing, and fits any width into little memory.
     """
     dataset = recipe.data.build()
-    model = build_model(recipe, dataset.tokenizer.vocab_size, "meta")
-    learner = build_learner(recipe, model, Solo())
-    shape = (recipe.run.batch_size, recipe.model.context)
-    tokens = torch.zeros(shape, dtype=torch.long, device="meta")
-    batch = Batch(tokens, tokens, torch.zeros(shape[0], dtype=torch.long, device="meta"))
-    weights = learner.rating.weights(batch)
-    rule_state = _bytes(learner.credit.state())
-    held = activation_bytes(model, batch, weights, learner.objective, learner.credit)
-    signal = learner.credit.signal(model, batch, weights, learner.objective)
-    learner.update.apply(dict(model.named_parameters()), signal.grads, 1.0)
+    with FakeTensorMode():
+        model = build_model(recipe, dataset.tokenizer.vocab_size, "cpu")
+        learner = build_learner(recipe, model, Solo())
+        tokens = torch.zeros((recipe.run.batch_size, recipe.model.context), dtype=torch.long)
+        batch = Batch(tokens, tokens.clone(), torch.zeros(len(tokens), dtype=torch.long))
+        weights = learner.rating.weights(batch)
+        rule_state = _bytes(learner.credit.state())
+        held = activation_bytes(model, batch, weights, learner.objective, learner.credit)
+        signal = learner.credit.signal(model, batch, weights, learner.objective)
+        learner.update.apply(dict(model.named_parameters()), signal.grads, 1.0)
     cost, budget = signal.cost, recipe.run.budget
     per_step = {
         "steps": 1.0,

@@ -109,7 +109,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def build_model(recipe: Recipe, vocab_size: int, device: str) -> LanguageModel:
-    """The recipe's model with its initial weights (none are drawn on the meta device).
+    """The recipe's model with its initial weights.
 
     Raises `RecipeError` where `model.vocab_size` is smaller than the tokenizer's.
     """
@@ -118,9 +118,11 @@ def build_model(recipe: Recipe, vocab_size: int, device: str) -> LanguageModel:
         raise RecipeError(
             f"model.vocab_size is {wanted}, but the tokenizer has {vocab_size} tokens; leave it out or raise it"
         )
-    with torch.device("meta" if device == "meta" else "cpu"):
-        model = recipe.model.build(wanted, Streams(recipe.seed))
-    model.to(device=device, dtype=DTYPES[recipe.run.precision])
+    model = recipe.model.build(wanted, Streams(recipe.seed))
+    for parameter in model.parameters():  # not `model.to`, which cannot convert the fake tensors of a plan
+        parameter.data = parameter.data.to(device, DTYPES[recipe.run.precision])
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
     if recipe.run.precision == "bfloat16":
         model.autocast_dtype = torch.bfloat16
     return model

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.sgd import sgd
 
 from heterodox.core import config
@@ -64,7 +65,7 @@ class SGD:
             [parameters[name] for name in grads],
             list(grads.values()),
             velocity,
-            fused=not any(gradient.is_meta for gradient in grads.values()),  # PyTorch has no such meta kernel
+            fused=not any(isinstance(gradient, FakeTensor) for gradient in grads.values()),  # there is no such kernel
             weight_decay=self.weight_decay,
             momentum=self.momentum,
             lr=self.lr * scale,
