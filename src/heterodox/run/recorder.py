@@ -11,6 +11,8 @@ from heterodox.core.types import StepReport
 
 Row = dict[str, Any]
 
+REMEDIES = "Likely remedies: a lower update.lr, more run.warmup_steps, a smaller learner.clip."
+
 
 @runtime_checkable
 class Observer(Protocol):
@@ -46,7 +48,7 @@ class Recorder:
         for totals, lr, report in pending:
             row: Row = {"kind": "train", **totals, "lr": lr}
             row |= {"loss": float(report.loss), "grad_norm": float(report.grad_norm)}
-            row |= {key: float(value) for key, value in report.metrics.items()}
+            row |= {key: _finite(float(value)) for key, value in report.metrics.items()}
             if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
                 raise Diverged(self._diagnose(row))
             self._last_finite = row
@@ -70,5 +72,10 @@ class Recorder:
         )
         return (
             f"The {what} became {value} at step {row['step']}, with a learning rate of {row['lr']:.3g}; {before}. "
-            "Likely remedies: a lower update.lr, more run.warmup_steps, a smaller learner.clip."
+            f"{REMEDIES}"
         )
+
+
+def _finite(value: float) -> float | None:
+    """What JSON can say of a rule's own measure."""
+    return value if math.isfinite(value) else None

@@ -14,7 +14,7 @@ from heterodox.run.budget import Progress, lr_scale
 from heterodox.run.evaluation import bits_per_byte, evaluate
 from heterodox.run.folder import RunFolder
 from heterodox.run.interrupt import Interrupt
-from heterodox.run.recorder import Diverged, Observer, Recorder
+from heterodox.run.recorder import REMEDIES, Diverged, Observer, Recorder
 from heterodox.run.session import Session
 
 Status = Literal["finished", "diverged", "interrupted"]
@@ -109,7 +109,7 @@ class Trainer:
         self.recorder.flush()
         loss = evaluate(self.session.model, self.session.val_batches, self.session.comm)
         if not math.isfinite(loss):
-            raise Diverged(f"The validation loss became {loss} at step {self.progress.step}.")
+            raise Diverged(f"The validation loss became {loss} at step {self.progress.step}. {REMEDIES}")
         rate = self.session.dataset.splits["val"].bytes_per_token
         self.val_loss, self.evaluated_step = loss, self.progress.step
         row = {"val_loss": loss, "val_bits_per_byte": bits_per_byte(loss, rate)}
@@ -119,7 +119,7 @@ class Trainer:
         self.recorder.flush()
         session = self.session
         if not all(bool(tensor.isfinite().all()) for tensor in session.model.state_dict().values()):
-            raise Diverged(f"The weights are no longer finite after step {self.progress.step}.")
+            raise Diverged(f"The weights are no longer finite after step {self.progress.step}. {REMEDIES}")
         if session.comm.rank == 0:
             values = {
                 "progress": self.progress.as_dict(),
