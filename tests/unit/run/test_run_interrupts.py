@@ -1,0 +1,98 @@
+"""SIGINT and SIGTERM: the step is finished, a checkpoint written, and --resume goes on to the same bits."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from heterodox.log.progress import TrainingProgress
+from heterodox.run.checkpoint import Checkpoints
+from heterodox.run.interrupt import Interrupt
+from tests.command import heterodox, recipe_file
+from tests.saved import assert_same_bits, tensors, timeless
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return recipe_file(tmp_path_factory.mktemp("recipe"), run={"log_every": 1}, model={"dropout": 0.1})
+
+
+@pytest.fixture(scope="module")
+def whole(recipe):
+    out = recipe.parent / "whole"
+    assert heterodox("train", recipe, "--out", out, "--quiet").code == 0
+    return out
+
+
+def signal_at(step: int, number: int, patch: pytest.MonkeyPatch, kind: str = "train") -> None:
+    """Send this process the signal when the metrics of `step` are told."""
+
+    def row(self, row):
+        if (row["kind"], row["step"]) == (kind, step):
+            os.kill(os.getpid(), number)
+
+    patch.setattr(TrainingProgress, "row", row)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_step_is_finished_and_the_run_goes_on_to_the_same_bits(number, code, recipe, whole, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signal_at(17, number, patch)
+        answer = heterodox("train", recipe, "--out", out)
+    assert answer.code == code
+    assert "tiny seed 0: interrupted after 17 steps; --resume goes on from here" in answer.out
+    assert not answer.err
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["status"], summary["steps"], summary["val_step"]) == ("interrupted", 17, 10)
+    assert summary["test_loss"] is None
+    assert Checkpoints(out / "checkpoints").names()[-1] == "step-00000017"
+    assert heterodox("train", recipe, "--out", out, "--resume", "--quiet").code == 0
+    assert_same_bits(tensors(out), tensors(whole))
+    assert timeless(out) == timeless(whole)
+    ended, undisturbed = (json.loads((path / "summary.json").read_text()) for path in (out, whole))
+    for key in ("status", "steps", "tokens", "flops", "val_loss", "test_loss", "activation_bytes"):
+        assert ended[key] == undisturbed[key], key
+
+
+def test_a_signal_during_the_first_evaluation_stops_after_the_first_step(recipe, tmp_path, monkeypatch):
+    signal_at(0, signal.SIGTERM, monkeypatch, "eval")
+    assert heterodox("train", recipe, "--out", tmp_path / "run", "--quiet").code == 143
+    assert Checkpoints(tmp_path / "run" / "checkpoints").names() == ["step-00000000", "step-00000001"]
+
+
+def test_a_signal_in_the_last_step_finds_the_run_finished(recipe, whole, tmp_path, monkeypatch):
+    signal_at(30, signal.SIGINT, monkeypatch)
+    assert heterodox("train", recipe, "--out", tmp_path / "run", "--quiet").code == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+    assert_same_bits(tensors(tmp_path / "run"), tensors(whole))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_before_training_nothing_is_written_or_said(number, code, recipe, tmp_path, monkeypatch):
+    def opening(*_):
+        os.kill(os.getpid(), number)
+        raise AssertionError("the signal was ignored")
+
+    monkeypatch.setattr("heterodox.run.train.open_session", opening)
+    answer = heterodox("train", recipe, "--out", tmp_path / "run")
+    assert (answer.code, answer.out, answer.err) == (code, "", "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_signal_stops_at_once_but_an_echo_of_the_first_does_not(monkeypatch):
+    now = 50.0
+    monkeypatch.setattr("heterodox.run.interrupt.time.monotonic", lambda: now)
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupt() as interrupt:
+        assert interrupt.received is None
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.received == signal.SIGTERM
+        now += 1
+        signal.raise_signal(signal.SIGINT)  # what torchrun sends on
+        assert interrupt.received == signal.SIGTERM
+        now += 2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
