@@ -6,6 +6,8 @@ from pydantic import Field
 
 from heterodox.core.config import Config
 from heterodox.credit import Backprop, DirectFeedback, FeedbackAlignment, HeadOnly
+from heterodox.data.corpus import File, Grammar, HuggingFace, Stdlib
+from heterodox.data.tokenizer import BPE, Byte, Char, TokenizerFile
 from heterodox.learner import Gradient
 from heterodox.model import GPT
 from heterodox.objective import CrossEntropy
@@ -29,6 +31,8 @@ PARTS: dict[str, tuple[type, ...]] = {
     "credit": (Backprop, FeedbackAlignment, DirectFeedback, HeadOnly),
     "update": (SGD, AdamW),
     "learner": (Gradient,),
+    "corpus": (Stdlib, File, HuggingFace, Grammar),
+    "tokenizer": (Byte, Char, BPE, TokenizerFile),
 }
 """Every part by slot."""
 
@@ -44,5 +48,10 @@ def part_config(part: type) -> type[Config]:
 
 
 def find(name: str) -> list[tuple[str, type]]:
-    """Slots and parts called `name`; a slot may have a part of the same name as another slot's."""
-    return [(slot, part) for slot, parts in PARTS.items() for part in parts if part_name(part) == name]
+    """Slots and parts called `name`, or `slot.name` where two slots have a part of one name."""
+    return [
+        (slot, part)
+        for slot, parts in PARTS.items()
+        for part in parts
+        if name in (part_name(part), f"{slot}.{part_name(part)}")
+    ]

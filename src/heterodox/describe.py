@@ -28,19 +28,21 @@ def explain_part(name: str) -> dict[str, Any]:
     if not found:
         known = [catalog.part_name(part) for parts in catalog.PARTS.values() for part in parts]
         raise RecipeError(f"there is no part {name!r}{nearest(name, known)}")
+    if len(found) > 1:
+        raise RecipeError(f"{name!r} is in several slots: say {' or '.join(f'{slot}.{name}' for slot, _ in found)}")
     slot, part = found[0]
     config = catalog.part_config(part)
     options = [
         {
             "name": key,
             "type": _type_name(field.annotation),
-            "default": field.default,
+            "default": "(required)" if field.is_required() else field.default,
             "description": field.description or "",
         }
         for key, field in config.model_fields.items()
         if key != "name"
     ]
-    answer: dict[str, Any] = {"slot": slot, "name": name, "documentation": _module_doc(part), "options": options}
+    answer: dict[str, Any] = {"slot": slot, "name": catalog.part_name(part), "documentation": _module_doc(part), "options": options}
     if slot == "credit":
         answer["manifest"] = _manifest(part)
     return answer

@@ -102,7 +102,7 @@ class DataConfig(Config):
         splits = {name: Split(name, stored.tokens[name], stored.num_bytes[name]) for name in fractions}
         symbolwise = all(len(split.tokens) == split.num_bytes for split in splits.values())
         return Dataset(
-            self.corpus.name,
+            corpus.title,
             stored.tokenizer,
             splits,
             gathered.sha256,

@@ -26,6 +26,11 @@ class Corpus(ABC):
         Raises CorpusError if the source is missing or is not text.
         """
 
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What reports call this corpus."""
+
     def entropies(self) -> list[float] | None:
         """h_j = H(X_j | X_0 … X_{j−1}) in nats per character for j = 0 … order, where known exactly."""
         return None

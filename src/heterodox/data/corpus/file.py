@@ -34,6 +34,10 @@ class File(Corpus):
         self.pattern = pattern
         self.field = field
 
+    @property
+    def title(self) -> str:
+        return self.path.name
+
     def documents(self) -> Iterator[Document]:
         if not self.path.is_dir():
             yield from self._read(self.path, self.path.name)

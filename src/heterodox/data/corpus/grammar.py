@@ -113,6 +113,10 @@ class Grammar(Corpus):
             state = (first + symbol) % V**k
         return np.array(symbols)
 
+    @property
+    def title(self) -> str:
+        return "grammar"
+
     def documents(self) -> Iterator[Document]:
         letters = np.frombuffer(ALPHABET.encode(), np.uint8)
         yield Document("grammar", letters[self.sample()].tobytes().decode("ascii"))

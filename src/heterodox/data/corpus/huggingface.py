@@ -49,6 +49,10 @@ class HuggingFace(Corpus):
         self.dataset, self.config_name, self.split = dataset, config_name, split
         self.field, self.max_documents = field, max_documents
 
+    @property
+    def title(self) -> str:
+        return self.dataset
+
     def documents(self) -> Iterator[Document]:
         for number, row in enumerate(itertools.islice(self._rows(), self.max_documents)):
             where = f"row {number} of {self.dataset}"

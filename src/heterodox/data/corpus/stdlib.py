@@ -44,6 +44,10 @@ class Stdlib(Corpus):
         self.max_bytes = max_bytes
         self.root = root or Path(sysconfig.get_path("stdlib"))
 
+    @property
+    def title(self) -> str:
+        return "stdlib"
+
     def documents(self) -> Iterator[Document]:
         paths = self._chosen()
         if not paths:
