@@ -1,0 +1,110 @@
+"""Two ranks on half batches are one rank on the whole batch, for every rule with every update."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from heterodox.run.train import train
+from tests.command import Answer, answer_of, recipe_file
+from tests.conformance.combinations import RUNNING_PAIRS
+from tests.saved import tensors, timeless
+from tests.tiny import tiny_recipe
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {"run": {"precision": "float64", "budget": {"steps": 120}, "checkpoint_every": 50}}
+
+
+def torchrun(*arguments: object) -> subprocess.Popen[str]:
+    """Two ranks of a script or a module, with warnings as errors."""
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            *map(str, arguments),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[tuple[str, str], tuple[float, float]]:
+    """By pair: how far the two ways came apart, and how far the weights moved."""
+    answer = answer_of(torchrun("tests/conformance/ranks_worker.py"), timeout=300)
+    assert answer.code == 0, answer.err
+    lines = [json.loads(line) for line in answer.out.splitlines()]
+    return {(credit, update): (apart, moved) for credit, update, apart, moved in lines}
+
+
+@pytest.mark.parametrize("pair", RUNNING_PAIRS)
+def test_two_ranks_follow_one(pair, measured):
+    apart, moved = measured[pair]
+    assert apart < 1e-12
+    assert moved > 1e-2
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> tuple[Path, Answer, Answer]:
+    """A run by two ranks that was sent SIGTERM and went on: its folder, and what both halves said."""
+    folder = tmp_path_factory.mktemp("ranks")
+    recipe, out = recipe_file(folder, **SETTINGS), folder / "run"
+    arguments = ("-m", "heterodox", "train", recipe, "--out", out)
+    first = torchrun(*arguments)
+    while not ((out / "metrics.jsonl").exists() and '"step": 15' in (out / "metrics.jsonl").read_text()):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    first.send_signal(signal.SIGTERM)
+    stopped = answer_of(first)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert 15 <= summary["steps"] < 120
+    assert (out / "checkpoints" / f"step-{summary['steps']:08d}").is_dir()
+    return out, stopped, answer_of(torchrun(*arguments, "--resume"))
+
+
+def test_sigterm_stops_all_ranks_with_a_checkpoint(ended):
+    _, stopped, _ = ended
+    assert stopped.out.count("interrupted after") == 1
+    assert "heterodox: " not in stopped.err
+    assert "Traceback" not in stopped.err.partition("torch/distributed")[0]
+
+
+def test_the_run_of_two_ranks_is_the_run_of_one(ended, tmp_path):
+    out, _, answer = ended
+    assert answer.code == 0, answer
+    alone = train(tiny_recipe(**SETTINGS), tmp_path / "alone").summary
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["ranks"] == 2
+    for key in ("status", "steps", "tokens", "meta_tokens", "flops", "parameters", "corpus_sha256"):
+        assert summary[key] == alone[key], key
+    for key in ("val_loss", "test_loss", "unigram_loss"):
+        assert summary[key] == pytest.approx(alone[key], abs=1e-12), key
+    mine, other = tensors(out), tensors(tmp_path / "alone")
+    assert mine.keys() == other.keys()
+    for name, tensor in mine.items():
+        assert (tensor - other[name]).abs().max() < 1e-12, name
+    assert (tmp_path / "alone" / "samples.json").read_text() == (out / "samples.json").read_text()
+
+
+def test_only_one_rank_writes_and_speaks(ended, tmp_path):
+    out, _, answer = ended
+    rows = timeless(out)
+    assert [(row["kind"], row["step"]) for row in rows] == sorted(
+        ((row["kind"], row["step"]) for row in rows), key=lambda pair: (pair[1], pair[0] == "eval")
+    )
+    assert len({(row["kind"], row["step"]) for row in rows}) == len(rows)
+    assert {path.name for path in out.iterdir()} == {
+        ".lock", "checkpoints", "manifest.json", "metrics.jsonl", "recipe.yaml", "samples.json", "summary.json",
+        "tokenizer",
+    }  # fmt: skip
+    assert answer.out.count("finished after 120 steps") == 1
+    assert len(answer.out.splitlines()) == 3
+    assert all(line.startswith("tiny: step ") for line in answer.err.splitlines()), answer.err
