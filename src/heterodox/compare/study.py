@@ -101,7 +101,7 @@ class Study:
         return {
             "format": 1,
             "baseline": self.baseline,
-            "recipes": [{"name": r.name, "description": r.description} for r in self.recipes],
+            "recipes": [{"name": r.name, "description": r.description, "resolved": _portable(r)} for r in self.recipes],
             "seeds": self.seeds,
             "corpus": corpus,
             "versions": {
@@ -124,6 +124,14 @@ def _at(recipe: Recipe, seed: int, threads: int) -> Recipe:
     if data["run"]["threads"] is None:
         data["run"]["threads"] = threads
     return check(data)
+
+
+def _portable(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe without this machine's folders."""
+    data = recipe.dump()
+    if "path" in data["data"]["corpus"]:
+        data["data"]["corpus"]["path"] = Path(data["data"]["corpus"]["path"]).name
+    return data
 
 
 def _row(job: Job, out: Path) -> dict[str, Any]:
