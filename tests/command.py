@@ -5,6 +5,8 @@ import io
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,18 @@ def launch(
 def answer_of(process: subprocess.Popen[str], timeout: float = 60) -> Answer:
     out, err = process.communicate(timeout=timeout)
     return Answer(process.returncode, out, err)
+
+
+def wait_until(
+    condition: Callable[[], bool], process: subprocess.Popen[str], interval: float = 0.01, limit: float = 120
+) -> None:
+    """Wait for `condition`. Fails where `process` ends before, or nothing happens for `limit` seconds."""
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "nothing happened"
+        if interval:
+            time.sleep(interval)
 
 
 def refused(answer: Answer, *phrases: str) -> None:

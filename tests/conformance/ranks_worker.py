@@ -1,16 +1,21 @@
 """One of two ranks: every pair of rule and update on half batches, beside itself alone on whole ones.
 
-Run by test_ranks.py through torchrun. Prints one line of JSON per pair, on rank 0.
+Run by test_ranks.py through torchrun. Rank 0 prints JSON: a line about budgets of seconds, then one per pair.
 """
 
 import json
 import sys
+import time
+from pathlib import Path
 
 import torch
 
 from heterodox.core.comm import Comm, Solo, connect
 from heterodox.core.state import split
+from heterodox.run.folder import RunFolder
+from heterodox.run.interrupt import Interrupt
 from heterodox.run.session import open_session
+from heterodox.run.trainer import Trainer
 from tests.conformance.combinations import RUNNING_PAIRS, recipe_of
 
 STEPS = 20
@@ -40,10 +45,28 @@ def furthest_apart(credit: str, update: str, comm: Comm) -> tuple[float, float]:
     return worst, moved
 
 
-def main() -> None:
+def stop_together(comm: Comm, folder: Path) -> tuple[int, float]:
+    """How far two ranks whose clocks run at different speeds come apart under a budget of seconds: steps, weights."""
+    run = {"precision": "float64", "budget": {"seconds": 0.4}, "checkpoint_every": 1000}
+    session = open_session(recipe_of("backprop", "adamw", run=run), comm, "cpu")
+    trainer, clock = Trainer(session, RunFolder(folder)), time.perf_counter
+    time.perf_counter = lambda: (1 + 2 * comm.rank) * clock()
+    try:
+        assert trainer.run(Interrupt()) == "finished"
+    finally:
+        time.perf_counter = clock
+    steps = comm.gather(torch.tensor([trainer.progress.step]))
+    weights = comm.gather(session.model.head.weight.detach()[None])
+    return int(steps.max() - steps.min()), float((weights[0] - weights[1]).abs().max())
+
+
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
     with connect("cpu") as comm:
         assert comm.world_size == 2
+        apart = stop_together(comm, folder)
+        if comm.rank == 0:
+            print(json.dumps(apart), flush=True)  # noqa: T201
         for credit, update in RUNNING_PAIRS:
             apart, moved = furthest_apart(credit, update, comm)
             apart = float(comm.gather(torch.tensor([apart], dtype=torch.float64)).max())
@@ -52,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(Path(sys.argv[1]))

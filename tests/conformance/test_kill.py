@@ -11,7 +11,7 @@ import pytest
 from heterodox.recipe import Recipe
 from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.train import train
-from tests.command import launch
+from tests.command import launch, wait_until
 from tests.conformance.combinations import RUNNING_PAIRS, recipe_of
 from tests.saved import assert_same_bits, tensors, timeless
 
@@ -42,14 +42,11 @@ class Victim:
 
     def wait_for(self, step: int) -> None:
         """Until the checkpoint of `step` is there."""
-        while last_step(self.out) < step:
-            assert self.process.poll() is None, self.process.communicate()
-            time.sleep(0.001)
+        wait_until(lambda: last_step(self.out) >= step, self.process, interval=0.001)
 
     def wait_for_writing(self) -> None:
         """Until a checkpoint is being written."""
-        while not leftovers(self.out):
-            assert self.process.poll() is None, self.process.communicate()
+        wait_until(lambda: bool(leftovers(self.out)), self.process, interval=0.0)
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
