@@ -42,7 +42,12 @@ def explain_part(name: str) -> dict[str, Any]:
         for key, field in config.model_fields.items()
         if key != "name"
     ]
-    answer: dict[str, Any] = {"slot": slot, "name": catalog.part_name(part), "documentation": _module_doc(part), "options": options}
+    answer: dict[str, Any] = {
+        "slot": slot,
+        "name": catalog.part_name(part),
+        "documentation": _module_doc(part),
+        "options": options,
+    }
     if slot == "credit":
         answer["manifest"] = _manifest(part)
     return answer

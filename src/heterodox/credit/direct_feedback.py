@@ -12,7 +12,7 @@ it stays behind training the head alone (docs/rules/direct_feedback.md shows the
 `stream` mends without any transposed weight. All layers that add to the residual stream have the same true error, so
 they share one B, and the head needs to align with one matrix only. The final norm's own derivative is applied. And
 q, k and v learn behind the derivative of the attention that mixes them (f above, as the GELU is for fc): the error of
-one position is the fault of others.
+one position is the fault of others. The few gains of norms learn from s as it is.
 
 Reference: Nøkland, "Direct feedback alignment provides learning in deep neural networks", NeurIPS 2016; for
 transformers Launay, Poli, Boniface and Krzakala, "Direct feedback alignment scales to modern deep learning tasks and
