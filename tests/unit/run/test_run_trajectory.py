@@ -6,6 +6,7 @@ import torch
 from heterodox.core.comm import Solo
 from heterodox.log.jsonl import read_rows
 from heterodox.recipe import Recipe, load_recipe
+from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.evaluation import bits_per_byte, evaluate
 from heterodox.run.folder import first_difference
 from heterodox.run.session import open_session
@@ -63,6 +64,7 @@ def test_neither_do_logging_evaluating_and_checkpointing(plain, tmp_path):
 def test_nor_does_measuring_the_held_bytes(plain, tmp_path, monkeypatch):
     monkeypatch.setattr("heterodox.run.trainer.activation_bytes", lambda *_: 0)
     assert_same_bits(run_of(tiny_recipe(**DROPOUT), tmp_path / "unmeasured"), tensors(plain))
+    assert Checkpoints(plain / "checkpoints").load()[1]["loader"] == {"position": 30 * 8}
 
 
 def test_another_seed_is_another_run(plain, tmp_path):
