@@ -26,7 +26,7 @@ app = typer.Typer(
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, e.g. `update.lr=3e-4`."),
+    typer.Argument(metavar="KEY=VALUE", help="Dotted overrides, e.g. `update.lr=3e-4`."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -37,7 +37,7 @@ CheckpointOption = Annotated[str | None, typer.Option(help="Which checkpoint; de
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<name>-seed<seed>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: `runs/NAME-seedN`.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in the folder.")] = False,
     checkpoint: Annotated[str | None, typer.Option(help="With --resume: go on from this one.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -69,7 +69,7 @@ def train(
 def compare(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="Recipe files or folders; default: the quick ones."),
+        typer.Argument(metavar="RECIPE|KEY=VALUE", help="Recipe files or folders; default: the quick ones."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each recipe.")] = 1,
     out: Annotated[Path, typer.Option(help="The study's folder.")] = Path("runs/compare"),
@@ -84,8 +84,8 @@ def compare(
     from heterodox.recipe import load_recipe
 
     given = arguments or []
-    overrides = [argument for argument in given if "=" in argument]
-    sources = expand([argument for argument in given if "=" not in argument] or [quick_recipes()])
+    overrides = [argument for argument in given if "=" in argument and not Path(argument).exists()]
+    sources = expand([argument for argument in given if argument not in overrides] or [quick_recipes()])
     study = Study([load_recipe(source, overrides) for source in sources], out, num_seeds=seeds, jobs=jobs)
     with StudyProgress() as progress:
         results = study.run(progress.update)
@@ -156,7 +156,7 @@ def export(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Study or run folders.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Study or run folders.")],
     out: Annotated[Path | None, typer.Option(help="Default: report.html in the first folder.")] = None,
     as_json: AsJson = False,
 ) -> None:

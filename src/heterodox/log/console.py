@@ -7,6 +7,7 @@ from typing import Any
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from heterodox.log import units
 
@@ -110,22 +111,32 @@ def catalog_table(parts: Sequence[Mapping[str, str]]) -> Table:
 
 def explanation(part: Mapping[str, Any]) -> RenderableType:
     """A part's documentation, options and manifest."""
-    shown: list[RenderableType] = [f"{part['slot']}: {part['name']}\n", part["documentation"]]
+    shown: list[RenderableType] = [f"{part['slot']}: {part['name']}\n", _reflowed(part["documentation"])]
     if part["options"]:
-        table = Table(title="options", title_justify="left")
+        table = Table()
         for column in ("option", "type", "default", ""):
             table.add_column(column)
         for option in part["options"]:
             table.add_row(option["name"], option["type"], str(option["default"]), option["description"])
-        shown += ["", table]
+        shown += ["\noptions", table]
     if "manifest" in part:
-        table = Table(title="where each parameter's signal comes from", title_justify="left")
+        table = Table()
         table.add_column("parameter")
         table.add_column("origin")
         for name, origin in part["manifest"].items():
             table.add_row(name, origin)
-        shown += ["", table]
+        shown += ["\nwhere each parameter's signal comes from", table]
     return Group(*shown)
+
+
+def _reflowed(text: str) -> Text:
+    """Paragraphs as one line each, for the terminal to wrap; equations and lists as they are."""
+    paragraphs = []
+    for paragraph in text.split("\n\n"):
+        lines = paragraph.split("\n")
+        flowing = not any(line.startswith((" ", "-", "|")) for line in lines)
+        paragraphs.append((" " if flowing else "\n").join(lines))
+    return Text("\n\n".join(paragraphs))
 
 
 def plan_table(plan: Mapping[str, Any]) -> Table:

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from heterodox.log.console import FinalTable, alignment_table, comparison_summary, training_summary
+from heterodox.log.console import FinalTable, alignment_table, comparison_summary, explanation, training_summary
 
 
 def interval(mean: float, half: float | None = 0.012) -> dict:
@@ -99,3 +99,16 @@ def test_an_undefined_measure_is_a_blank():
     row = {"parameter": "head.weight", "cosine": None, "norm_ratio": 1.0, "sign_agreement": 0.5}
     assert "1.000" in "\n".join(lines(alignment_table([row]), 80))
     assert "None" not in "\n".join(lines(alignment_table([row]), 80))
+
+
+def test_an_explanation_is_wrapped_by_the_terminal_and_equations_are_left_alone():
+    documentation = "A rule: one\nthing.\n\n    a = b\n    c = d\n\n- first,\n  item\n\nReference: [1] a long line"
+    options = [{"name": "lr", "type": "float", "default": 0.1, "description": "rate"}]
+    part = {
+        "slot": "credit", "name": "rule", "documentation": documentation, "options": options,
+        "manifest": {"head.weight": "exact"},
+    }  # fmt: skip
+    text = lines(explanation(part), 80)
+    for line in ("A rule: one thing.", "    a = b", "    c = d", "- first,", "  item", "Reference: [1] a long line"):
+        assert line in text
+    assert "where each parameter's signal comes from" in text
