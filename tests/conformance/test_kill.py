@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from heterodox.recipe import Recipe
 from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.train import train
-from tests.command import launch, wait_until
+from tests.command import answer_of, launch, wait_until
 from tests.conformance.combinations import RUNNING_PAIRS, recipe_of
 from tests.saved import assert_same_bits, tensors, timeless
 
@@ -33,12 +34,18 @@ def leftovers(out: Path) -> list[Path]:
     return list((out / "checkpoints").glob(".writing-*"))
 
 
+def resume(recipe: Path, out: Path) -> subprocess.Popen[str]:
+    """A process that trains, to which warnings are errors."""
+    strict = ("-W", "error", "-m", "heterodox")
+    return launch("train", recipe, "--out", out, "--resume", "--quiet", python=strict)
+
+
 class Victim:
     """A training process to kill."""
 
     def __init__(self, recipe: Path, out: Path) -> None:
         self.out = out
-        self.process = launch("train", recipe, "--out", out, "--resume", "--quiet")
+        self.process = resume(recipe, out)
 
     def wait_for(self, step: int) -> None:
         """Until the checkpoint of `step` is there."""
@@ -74,9 +81,8 @@ def kill_and_resume(recipe: Recipe, folder: Path, kills: int, seed: str) -> None
             break
     assert leftovers(out)
     assert last_step(out) < STEPS
-    last = launch("train", file, "--out", out, "--resume", "--quiet")
-    assert last.wait(timeout=120) == 0, last.communicate()
-    last.communicate()
+    last = answer_of(resume(file, out), timeout=120)
+    assert (last.code, last.err) == (0, "")
     assert not leftovers(out)
 
     whole = train(recipe, folder / "whole").summary

@@ -17,6 +17,7 @@ from heterodox.core.errors import CheckpointError
 from heterodox.log.jsonl import last_rows
 from heterodox.recipe import Recipe
 from heterodox.run.folder import RunFolder, first_difference, writing
+from heterodox.run.interrupt import PARENT
 
 State = Literal["waiting", "running", "finished", "diverged", "interrupted", "failed"]
 
@@ -38,8 +39,11 @@ class Job:
     def log(self) -> Path:
         return self.folder.path / "log.txt"
 
-    def find(self) -> None:
-        """See what an earlier study left in the folder. Raises `CheckpointError` if it is another recipe's run."""
+    def find(self, corpus_sha256: str) -> None:
+        """See what an earlier study left in the folder.
+
+        Raises `CheckpointError` if that is a run of another recipe or on another text.
+        """
         if not self.folder.exists():
             return
         difference = first_difference(self.folder.read_recipe(), self.recipe.dump())
@@ -51,6 +55,10 @@ class Job:
             )
         summary = self.summary()
         if summary and summary["status"] in ("finished", "diverged"):
+            if summary["corpus_sha256"] != corpus_sha256:
+                raise CheckpointError(
+                    f"{self.folder.path} holds a run on another text than its recipe names now; pass another --out"
+                )
             self._end(summary)
         self.share_at_start = self.share
 
@@ -65,7 +73,9 @@ class Job:
         self.folder.write_text(recipe.name, self.recipe.to_yaml())
         command = [sys.executable, "-m", "heterodox", "train", str(recipe), "--resume", "--quiet"]
         command += ["--out", str(self.folder.path)]
-        environment = dict(os.environ) if device is None else os.environ | {"CUDA_VISIBLE_DEVICES": device}
+        environment = os.environ | {PARENT: str(os.getpid())}
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
         with writing(self.folder.path):
             (self.folder.path / "summary.json").unlink(missing_ok=True)
             log = self.log.open("wb")

@@ -16,6 +16,7 @@ import torch
 from heterodox.compare import statistics
 from heterodox.compare.jobs import Job, run_jobs
 from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.data import Dataset
 from heterodox.log.tensorboard import require_tensorboard
 from heterodox.recipe import Recipe, check
 from heterodox.report import write_report
@@ -32,6 +33,8 @@ class Study:
     def __init__(self, recipes: Sequence[Recipe], out: Path, *, num_seeds: int, jobs: int | None = None) -> None:
         if not recipes:
             raise RecipeError("nothing to compare: give at least one recipe")
+        if num_seeds < 1 or (jobs is not None and jobs < 1):
+            raise RecipeError(f"a comparison needs at least one seed and one job; found {num_seeds} and {jobs}")
         names = [recipe.name for recipe in recipes]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
@@ -61,10 +64,10 @@ class Study:
         """
         if any(recipe.log.tensorboard for recipe in self.recipes):
             require_tensorboard()
-        corpora = {recipe.data.model_dump_json(): recipe.data.build() for recipe in self.recipes}
+        dataset = self._dataset()
         self._check_folder()
         for job in self.jobs:
-            job.find()
+            job.find(dataset.corpus_sha256)
         began = time.monotonic()
         with RunFolder(self.out).lock(), Interrupt() as interrupt:
             run_jobs(
@@ -73,13 +76,25 @@ class Study:
                 watch=lambda: watch(self.jobs, time.monotonic() - began) if watch else None,
                 interrupted=lambda: interrupt.received is not None,
             )
-            results = self._results(next(iter(corpora.values())).describe())
+            results = self._results(dataset.describe())
             results["interrupted"] = interrupt.received
             results["elapsed_seconds"] = time.monotonic() - began
             write_results(self.out, results)
             if any(row["status"] != "waiting" for row in results["runs"]):
                 write_report([self.out], self.out / "report.html")
         return results
+
+    def _dataset(self) -> Dataset:
+        """The one on which all recipes are. Raises `RecipeError` if they are not on the same tokens."""
+        built = {recipe.data.model_dump_json(): recipe.data.build() for recipe in self.recipes}
+        datasets = [built[recipe.data.model_dump_json()] for recipe in self.recipes]
+        for recipe, dataset in zip(self.recipes, datasets, strict=True):
+            if _tokens_of(dataset) != _tokens_of(datasets[0]):
+                raise RecipeError(
+                    f"{self.recipes[0].name} and {recipe.name} are not on the same tokens, so their losses cannot be "
+                    "compared; give them one data section"
+                )
+        return datasets[0]
 
     def _check_folder(self) -> None:
         """Refuse to replace the results of runs that are not in this study."""
@@ -116,6 +131,12 @@ class Study:
             "runs": rows,
             "table": statistics.table(rows, self.baseline),
         }
+
+
+def _tokens_of(dataset: Dataset) -> tuple[Any, ...]:
+    """What two datasets must have in common for losses on them to be comparable."""
+    described = dataset.describe()
+    return tuple(described[key] for key in ("sha256", "tokenizer_sha256", "tokens"))
 
 
 def _at(recipe: Recipe, seed: int, threads: int) -> Recipe:

@@ -28,7 +28,8 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """The complete checkpoints, oldest first."""
-        return sorted(path.name for path in self.folder.glob("step-*") if path.is_dir())
+        found = [path.name for path in self.folder.glob("step-*") if path.is_dir()]
+        return sorted(found, key=lambda name: (len(name), name))
 
     def save(self, step: int, model: Tree, state: Tree, values: Tree) -> Path:
         """Write the checkpoint of `step` and drop those beyond `keep`. Raises `CheckpointError` if it cannot.
@@ -70,7 +71,7 @@ class Checkpoints:
         try:
             return self._read(self.folder / name)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            older = [other for other in names if other < name]
+            older = names[: names.index(name)]
             offer = f"; go back to the previous one with --checkpoint {older[-1]}" if older else ""
             raise CheckpointError(f"checkpoint {self.folder / name} is damaged: {error}{offer}") from None
 

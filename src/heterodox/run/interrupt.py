@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: finish the step, checkpoint, then stop."""
 
+import os
 import signal
 import threading
 import time
@@ -9,12 +10,20 @@ from types import FrameType, TracebackType
 _ECHO = 2.0  # seconds: torchrun sends on to its ranks the Ctrl-C that the terminal has sent them already
 
 
+PARENT = "HETERODOX_PARENT"
+"""The environment variable in which a study tells its runs its own process id."""
+
+
 class Interrupt(AbstractContextManager["Interrupt"]):
-    """Within the context, the two signals only set `received`. A later second one stops at once."""
+    """Within the context, the two signals only set `received`. A later second one stops at once.
+
+    The run of a study whose process is no more has received SIGTERM.
+    """
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self._received: int | None = None
         self._at = 0.0
+        self._parent = int(os.environ.get(PARENT, "0"))
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupt":
@@ -23,9 +32,16 @@ class Interrupt(AbstractContextManager["Interrupt"]):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
+    @property
+    def received(self) -> int | None:
+        """The first signal, or None."""
+        if self._received is None and self._parent and os.getppid() != self._parent:
+            self._received = signal.SIGTERM
+        return self._received
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received, self._at = number, time.monotonic()
+        if self._received is None:
+            self._received, self._at = number, time.monotonic()
         elif time.monotonic() - self._at > _ECHO:
             raise KeyboardInterrupt
 

@@ -91,7 +91,8 @@ def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool, checkpoint: s
         return False
     if not resume:
         raise CheckpointError(f"{folder.path} already holds a run; pass --resume to go on, or another --out")
-    difference = first_difference(folder.read_recipe(), recipe.dump(), (*FREE, "run.budget"))
+    free = (*FREE, "run.budget", "data.corpus.path")  # the checkpoint knows the corpus by its SHA-256
+    difference = first_difference(folder.read_recipe(), recipe.dump(), free)
     if difference:
         key, there, here = difference
         raise CheckpointError(

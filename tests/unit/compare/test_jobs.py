@@ -1,5 +1,6 @@
 """The runs of a study side by side: slots, failures, and the end of a process however it comes."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -126,11 +127,19 @@ def test_a_damaged_summary_is_no_summary(tmp_path):
     (tmp_path / "recipe.yaml").write_text(tiny_recipe().to_yaml())
     for text in ("", "{", "[1]"):
         (tmp_path / "summary.json").write_text(text)
-        job.find()
+        job.find("abc")
         assert job.status == "waiting"
-    (tmp_path / "summary.json").write_text('{"status": "finished", "message": null, "val_loss": 1.5}')
-    job.find()
+    summary = {"status": "finished", "message": None, "val_loss": 1.5, "corpus_sha256": "abc"}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    job.find("abc")
     assert (job.status, job.share, job.val_loss) == ("finished", 1.0, 1.5)
+
+
+def test_a_run_on_another_text_is_not_kept(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(tiny_recipe().to_yaml())
+    (tmp_path / "summary.json").write_text('{"status": "finished", "corpus_sha256": "abc"}')
+    with pytest.raises(CheckpointError, match="holds a run on another text"):
+        Job(tiny_recipe(), RunFolder(tmp_path)).find("def")
 
 
 def test_the_share_of_a_run_follows_its_metrics(tmp_path):

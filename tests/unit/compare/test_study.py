@@ -10,6 +10,7 @@ import pytest
 
 from heterodox.compare.jobs import Job
 from heterodox.compare.study import Study
+from heterodox.core.errors import RecipeError
 from heterodox.log.progress import StudyProgress
 from heterodox.recipe import Recipe
 from heterodox.run.checkpoint import Checkpoints
@@ -175,10 +176,19 @@ def test_recipes_that_cannot_be_compared(tmp_path):
     refused(
         heterodox("compare", first, second, "name=same", "--out", tmp_path / "out"), "two recipes are called 'same'"
     )
+    (other,) = files(tmp_path, tiny_recipe(name="other", data={"tokenizer": "byte"}))
+    answer = heterodox("compare", first, other, "--out", tmp_path / "out")
+    refused(answer, "backprop and other are not on the same tokens")
     (tmp_path / "empty").mkdir()
     refused(heterodox("compare", tmp_path / "empty"), "holds no recipe (*.yaml)")
     refused(heterodox("compare", first, "--out", tmp_path / "out", "run.device=cuda:99"), "run.device is 'cuda:99'")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("numbers", [{"num_seeds": 0}, {"num_seeds": 1, "jobs": 0}])
+def test_a_study_of_nothing_is_refused(numbers, tmp_path):
+    with pytest.raises(RecipeError, match="at least one seed and one job"):
+        Study([tiny_recipe()], tmp_path, **numbers)
 
 
 def test_seeds_and_threads_are_set_for_every_run(tmp_path):

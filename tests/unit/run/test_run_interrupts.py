@@ -8,7 +8,7 @@ import pytest
 
 from heterodox.log.progress import TrainingProgress
 from heterodox.run.checkpoint import Checkpoints
-from heterodox.run.interrupt import Interrupt
+from heterodox.run.interrupt import PARENT, Interrupt
 from tests.command import heterodox, recipe_file
 from tests.saved import assert_same_bits, tensors, timeless
 
@@ -79,6 +79,15 @@ def test_before_training_nothing_is_written_or_said(number, code, recipe, tmp_pa
     answer = heterodox("train", recipe, "--out", tmp_path / "run")
     assert (answer.code, answer.out, answer.err) == (code, "", "")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_run_of_a_study_that_is_no_more_stops(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv(PARENT, str(os.getppid()))
+    with Interrupt() as interrupt:
+        assert interrupt.received is None
+    monkeypatch.setenv(PARENT, "1" if os.getppid() != 1 else "2")
+    assert heterodox("train", recipe, "--out", tmp_path / "run", "--quiet").code == 143
+    assert Checkpoints(tmp_path / "run" / "checkpoints").names() == ["step-00000000", "step-00000001"]
 
 
 def test_a_second_signal_stops_at_once_but_an_echo_of_the_first_does_not(monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from heterodox.core.comm import Solo
+from heterodox.core.errors import RecipeError
 from heterodox.log.jsonl import read_rows
 from heterodox.recipe import Recipe, load_recipe
 from heterodox.run.checkpoint import Checkpoints
@@ -131,6 +132,13 @@ def test_evaluation_is_the_mean_over_all_tokens():
     assert evaluate(model, session.val_batches, Solo()) == pytest.approx(float(torch.cat(losses).mean()), abs=1e-12)
     assert model.training
     assert bits_per_byte(2 * 0.6931471805599453, 4.0) == pytest.approx(0.5)
+
+
+def test_a_batch_that_cannot_be_divided():
+    three = Solo()
+    three.world_size = 3
+    with pytest.raises(RecipeError, match=r"run\.batch_size 8 cannot be divided among 3 ranks"):
+        open_session(tiny_recipe(), three, "cpu")
 
 
 def test_tensorboard_gets_every_row(tmp_path):

@@ -148,6 +148,14 @@ def test_probing_another_rule_does_not(tmp_path):
     assert abs(cosines["blocks.0.mlp.fc.weight"]) < 0.9
 
 
+def test_a_corpus_may_move(tmp_path):
+    (tmp_path / "a.txt").write_text("to be or not to be, " * 500)
+    train(tiny_recipe(data={"path": str(tmp_path / "a.txt")}, run={"budget": {"steps": 5}}), tmp_path / "run")
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    moved = train(tiny_recipe(data={"path": str(tmp_path / "b.txt")}), tmp_path / "run", resume=True)
+    assert moved.summary["steps"] == 30
+
+
 def test_a_corpus_that_has_changed_is_not_probed(tmp_path):
     (tmp_path / "text.txt").write_text("to be or not to be, " * 500)
     train(tiny_recipe(data={"path": str(tmp_path / "text.txt")}), tmp_path / "run")
