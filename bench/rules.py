@@ -12,6 +12,7 @@ from timing import alternate, options, random_batches, ratio
 
 from heterodox import catalog
 from heterodox.core.comm import Solo
+from heterodox.core.types import Batch
 from heterodox.learner import Gradient
 from heterodox.probe import activation_bytes
 from heterodox.recipe import load_recipe
@@ -63,7 +64,7 @@ def learner(rule: str, arguments: argparse.Namespace, layers: int) -> Gradient:
     return build_learner(recipe, model, Solo())
 
 
-def held_bytes(learner: Gradient, batch) -> int:
+def held_bytes(learner: Gradient, batch: Batch) -> int:
     """The probe that runs make at their beginning: `activation_bytes` in `summary.json`."""
     weights = learner.rating.weights(batch)
     return activation_bytes(learner.model, batch, weights, learner.objective, learner.credit)

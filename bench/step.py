@@ -7,7 +7,9 @@ Each side does what its users do: forward, cross-entropy, backward, clip to 1.0,
     python bench/step.py --layers 8 --width 256 --batch 16
 """
 
+import argparse
 import statistics
+from importlib.metadata import version
 
 import litgpt
 import torch
@@ -38,10 +40,10 @@ def main() -> None:
     batches = random_batches(arguments.vocab, arguments.batch, arguments.context)
     times = alternate(steps, batches, arguments.rounds, arguments.warmup)
 
-    print(f"torch {torch.__version__}, litgpt {_version('litgpt')}, transformers {transformers.__version__}")
-    print(f"{arguments.layers} layers, {arguments.heads} heads, width {arguments.width}, context {arguments.context}, ")
-    print(f"batch {arguments.batch}, vocabulary {arguments.vocab}; {arguments.threads} threads, ", end="")
-    print(f"{arguments.rounds} rounds after {arguments.warmup}")
+    print(f"torch {torch.__version__}, litgpt {version('litgpt')}, transformers {version('transformers')}")
+    print(f"{arguments.layers} layers, {arguments.heads} heads, width {arguments.width}, ", end="")
+    print(f"context {arguments.context}, batch {arguments.batch}, vocabulary {arguments.vocab}")
+    print(f"{arguments.threads} threads, {arguments.rounds} rounds after {arguments.warmup}\n")
     print(f"{'':26}{'parameters':>12}{'median ms':>12}{'quartiles':>18}{'ours / theirs':>16}")
     for name, model in models.items():
         low, median, high = statistics.quantiles(times[name], n=4)
@@ -50,7 +52,7 @@ def main() -> None:
         print(f"{name:26}{size:12,}{median:12.1f}{f'{low:.1f} to {high:.1f}':>18}{quotient:>16}")
 
 
-def heterodox_step(arguments) -> tuple[nn.Module, Step]:
+def heterodox_step(arguments: argparse.Namespace) -> tuple[nn.Module, Step]:
     """Our backprop, through the learner that a recipe builds."""
     sizes = {key: getattr(arguments, key) for key in ("layers", "heads", "width", "context")}
     update = {"name": "adamw", "lr": LR, "beta1": BETAS[0], "beta2": BETAS[1], "weight_decay": WEIGHT_DECAY}
@@ -61,7 +63,7 @@ def heterodox_step(arguments) -> tuple[nn.Module, Step]:
     return model, build_learner(recipe, model, Solo()).step
 
 
-def litgpt_model(arguments) -> nn.Module:
+def litgpt_model(arguments: argparse.Namespace) -> nn.Module:
     """litgpt's GPT with Pythia's parts: LayerNorm, a plain MLP, a quarter of each head rotated."""
     config = litgpt.Config(
         n_layer=arguments.layers,
@@ -80,7 +82,7 @@ def litgpt_model(arguments) -> nn.Module:
     return litgpt.GPT(config).train()
 
 
-def transformers_model(arguments, activation: str) -> nn.Module:
+def transformers_model(arguments: argparse.Namespace, activation: str) -> nn.Module:
     """GPT-2 as the library makes it, but without dropout and cache. Its own GELU is the tanh form `gelu_new`."""
     config = transformers.GPT2Config(
         n_layer=arguments.layers,
@@ -113,12 +115,6 @@ def plain_step(model: nn.Module) -> Step:
         optimizer.zero_grad(set_to_none=True)
 
     return step
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
 
 
 if __name__ == "__main__":
