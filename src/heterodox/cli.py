@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a run diverged or failed, 2 bad input, 128 + n stopped by 
 
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -157,13 +158,20 @@ def export(
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Study or run folders.")],
-    out: Annotated[Path | None, typer.Option(help="Default: report.html in the first folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Default: report.html in the first folder. A name in .md writes Markdown.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the HTML report of one or more studies or runs."""
-    from heterodox.report import write_report
+    """Write the HTML report (or the Markdown tables) of one or more studies or runs."""
+    from heterodox.report import write_markdown, write_report
 
-    written = write_report(folders, out or folders[0] / "report.html")
+    out = out or folders[0] / "report.html"
+    if out.suffix == ".md":
+        command = shlex.join(["heterodox", "report", *map(str, folders), "--out", str(out)])
+        written = write_markdown(folders, out, command)
+    else:
+        written = write_report(folders, out)
     _answer({"path": str(written)}, f"wrote {written}", as_json)
 
 

@@ -35,7 +35,7 @@ def section(study: Study) -> str:
     rows = table([run.summary for run in study.runs], study.baseline or "")
     ordered = sorted(rows, key=lambda row: row["val_loss"]["mean"] if row["val_loss"] else float("inf"))
     rates = _learning_rates(study)
-    said = [headline(study, rows), *remarks(study, rows, context.reference(study, "unigram_loss")), *study.notes]
+    said = [headline(study, rows), *remarks(study, rows, context.reference(study, "unigram_loss"))]
     lines = [f"## {context.title(study)}", "", said[0], "", *(f"- {remark}" for remark in said[1:]), ""]
     lines += ["| rule | " + " | ".join(COLUMNS) + " |", "| --- |" + " ---: |" * len(COLUMNS)]
     lines += [_row(row, row["recipe"] == study.baseline, rates.get(row["recipe"])) for row in ordered]
