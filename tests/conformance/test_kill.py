@@ -16,7 +16,7 @@ from tests.command import answer_of, launch, wait_until
 from tests.conformance.combinations import RUNNING_PAIRS, recipe_of
 from tests.saved import assert_same_bits, tensors, timeless
 
-STEPS = 240
+STEPS = 150
 OFTEN = {"budget": {"steps": STEPS}, "checkpoint_every": 3, "log_every": 1, "eval_every": 20}
 
 

@@ -17,7 +17,7 @@ from tests.saved import tensors, timeless
 from tests.tiny import tiny_recipe
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {"run": {"precision": "float64", "budget": {"steps": 120}, "checkpoint_every": 50}}
+SETTINGS = {"run": {"precision": "float64", "budget": {"steps": 80}, "checkpoint_every": 30}}
 
 
 def torchrun(*arguments: object) -> subprocess.Popen[str]:
@@ -68,7 +68,7 @@ def ended(tmp_path_factory) -> tuple[Path, Answer, Answer]:
     stopped = answer_of(first)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["status"] == "interrupted"
-    assert 15 <= summary["steps"] < 120
+    assert 15 <= summary["steps"] < 80
     assert (out / "checkpoints" / f"step-{summary['steps']:08d}").is_dir()
     return out, stopped, answer_of(torchrun(*arguments, "--resume"))
 
@@ -108,6 +108,6 @@ def test_only_one_rank_writes_and_speaks(ended, tmp_path):
         ".lock", "checkpoints", "manifest.json", "metrics.jsonl", "recipe.yaml", "samples.json", "summary.json",
         "tokenizer",
     }  # fmt: skip
-    assert answer.out.count("finished after 120 steps") == 1
+    assert answer.out.count("finished after 80 steps") == 1
     assert len(answer.out.splitlines()) == 3
     assert all(line.startswith("tiny: step ") for line in answer.err.splitlines()), answer.err
