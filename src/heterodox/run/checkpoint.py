@@ -29,13 +29,10 @@ class Checkpoints:
     def names(self) -> list[str]:
         """The complete checkpoints, oldest first."""
         found = [path.name for path in self.folder.glob("step-*") if path.is_dir()]
-        return sorted(found, key=lambda name: (len(name), name))
+        return sorted((name for name in found if _step(name) >= 0), key=_step)
 
     def save(self, step: int, model: Tree, state: Tree, values: Tree) -> Path:
-        """Write the checkpoint of `step` and drop those beyond `keep`. Raises `CheckpointError` if it cannot.
-
-        Later checkpoints, which a run leaves behind when it goes back to an earlier one, are dropped too.
-        """
+        """Write the checkpoint of `step` and drop those beyond `keep`. Raises `CheckpointError` if it cannot."""
         target = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".writing-{target.name}"
         try:
@@ -46,9 +43,7 @@ class Checkpoints:
                 self._drop(target.name)
             temporary.rename(target)
             _sync(self.folder)
-            names = self.names()
-            current = names.index(target.name) + 1
-            for name in [*names[: max(0, current - self.keep)], *names[current:]]:
+            for name in self.names()[: -self.keep]:
                 self._drop(name)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -74,6 +69,15 @@ class Checkpoints:
             older = names[: names.index(name)]
             offer = f"; go back to the previous one with --checkpoint {older[-1]}" if older else ""
             raise CheckpointError(f"checkpoint {self.folder / name} is damaged: {error}{offer}") from None
+
+    def drop_after(self, step: int) -> None:
+        """Drop the checkpoints of later steps, which a run leaves behind when it goes back to an earlier one."""
+        try:
+            for name in self.names():
+                if _step(name) > step:
+                    self._drop(name)
+        except OSError as error:
+            raise CheckpointError(f"cannot drop the checkpoints after step {step}: {error}") from None
 
     def _write(self, folder: Path, trees: dict[str, Tree], values: Tree) -> None:
         document: Tree = {"values": values, "trees": {}, "sha256": {}}
@@ -112,6 +116,12 @@ class Checkpoints:
         for pattern in (".writing-*", ".dropped-*"):
             for path in self.folder.glob(pattern):
                 shutil.rmtree(path)
+
+
+def _step(name: str) -> int:
+    """The step of a checkpoint's name; −1 of a name that no checkpoint has."""
+    digits = name.removeprefix("step-")
+    return int(digits) if digits.isdecimal() else -1
 
 
 def _sha256(path: Path) -> str:

@@ -66,10 +66,12 @@ def train(
         trainer = Trainer(session, folder)
         if going_on:
             trainer.resume(checkpoint)
-        if comm.rank == 0 and not early:  # only now, so that bad input leaves no folder behind
-            stack.enter_context(folder.lock())
-            _check_folder(folder, recipe, resume, checkpoint)
         if comm.rank == 0:
+            if not early:  # only now, so that bad input leaves no folder behind
+                stack.enter_context(folder.lock())
+            if _check_folder(folder, recipe, resume, checkpoint) != going_on:
+                raise CheckpointError(f"another process has just trained in {folder.path}; look at what it left")
+            folder.checkpoints.drop_after(trainer.progress.step)
             trainer.recorder.observers = _observers(folder, recipe, trainer.progress.step, observers, stack)
             _describe(folder, recipe, session)
         comm.barrier()

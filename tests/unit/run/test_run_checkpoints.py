@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from heterodox.core.errors import CheckpointError
 from heterodox.log.jsonl import MetricsFile
 from heterodox.run.checkpoint import Checkpoints
+from heterodox.run.session import open_session
 from tests.command import answer_of, heterodox, launch, recipe_file, refused
 from tests.saved import assert_same_bits, tensors, timeless
 
@@ -53,13 +55,41 @@ def test_what_goes_in_comes_out_and_only_the_last_are_kept(tmp_path):
 
 
 def test_going_back_replaces_what_came_later(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints = Checkpoints(tmp_path, keep=4)
     for step in (10, 20, 30, 40):
         save(checkpoints, step)
-    (tmp_path / "step-00000030" / "state.json").write_text("damaged")
-    save(checkpoints, 30)
-    assert checkpoints.names() == ["step-00000020", "step-00000030"]
-    assert checkpoints.load()[2]["step"] == 30
+    (tmp_path / "step-of-mine").mkdir()
+    checkpoints.drop_after(20)
+    assert checkpoints.names() == ["step-00000010", "step-00000020"]
+    assert (tmp_path / "step-of-mine").is_dir()
+    (tmp_path / "step-00000020" / "state.json").write_text("damaged")
+    save(checkpoints, 20)
+    assert checkpoints.load()[2]["step"] == 20
+
+
+def test_going_back_leaves_no_hole_in_the_metrics(run, recipe, monkeypatch):
+    """A run that went back and was killed before its first checkpoint is where it went back to."""
+    with monkeypatch.context() as patch:
+        patch.setattr("heterodox.run.trainer.Trainer.run", lambda *_: sys.exit(9))
+        back = ("train", recipe, "--out", run, "--resume", "--checkpoint", "step-00000010", "--quiet")
+        assert heterodox(*back).code == 9
+    assert Checkpoints(run / "checkpoints").names() == ["step-00000010"]
+    assert max(row["step"] for row in timeless(run)) == 10
+
+
+def test_a_run_that_another_process_has_just_ended_is_left_alone(run, recipe, whole, monkeypatch):
+    """It ended between the first look into the folder and the lock."""
+    shutil.rmtree(run / "checkpoints")
+    with monkeypatch.context() as patch:
+
+        def opening(*arguments):
+            shutil.copytree(whole / "checkpoints", run / "checkpoints")
+            return open_session(*arguments)
+
+        patch.setattr("heterodox.run.train.open_session", opening)
+        answer = heterodox("train", recipe, "--out", run, "--resume")
+    refused(answer, "another process has just trained in")
+    assert_same_bits(tensors(run), tensors(whole))
 
 
 def test_leftovers_of_a_crash_are_cleared(tmp_path):
