@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from heterodox.compare.study import Study, Watch
+from heterodox.comparison.study import Study, Watch
 from heterodox.core.errors import RecipeError
 from heterodox.recipe import Recipe, load_recipe
 from heterodox.run.recorder import Observer

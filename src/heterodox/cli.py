@@ -79,7 +79,7 @@ def compare(
 ) -> None:
     """Train several recipes at the same seeds and report how they compare."""
     from heterodox.api import expand, quick_recipes
-    from heterodox.compare.study import Study
+    from heterodox.comparison.study import Study
     from heterodox.log.console import comparison_summary
     from heterodox.log.progress import StudyProgress
     from heterodox.recipe import load_recipe

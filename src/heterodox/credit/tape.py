@@ -99,7 +99,11 @@ class Tape:
         return made
 
     def gradients(self, record: Record, delta: Float[Tensor, "*lead out"]) -> Iterator[tuple[str, Tensor]]:
-        """The layer's own parameter gradients, given the error at its `point`."""
+        """The layer's own parameter gradients, in their parameters' dtype, given the error at the layer's `point`."""
+        for name, gradient in self._gradients(record, delta):
+            yield name, gradient.to(record.layer.weight.dtype)
+
+    def _gradients(self, record: Record, delta: Tensor) -> Iterator[tuple[str, Tensor]]:
         if record.consumer is not None:
             delta = self._behind(record.consumer, delta)[record.slot]
         layer, name = record.layer, record.name

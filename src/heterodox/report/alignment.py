@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from heterodox.compare.statistics import Number, is_finite
+from heterodox.comparison.statistics import Number, is_finite
 from heterodox.report.curves import thin
 from heterodox.report.read import Run
 from heterodox.report.study import Study

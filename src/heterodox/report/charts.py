@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from heterodox.compare.statistics import Number
+from heterodox.comparison.statistics import Number
 from heterodox.report.curves import Span
 
 TITLES = {

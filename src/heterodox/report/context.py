@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from heterodox.compare.statistics import Number, is_finite
+from heterodox.comparison.statistics import Number, is_finite
 from heterodox.report import units
 from heterodox.report.study import Study
 

@@ -7,7 +7,7 @@ own.
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from heterodox.compare.statistics import Number, interval, is_finite
+from heterodox.comparison.statistics import Number, interval, is_finite
 from heterodox.report.read import Run
 from heterodox.report.study import Study
 

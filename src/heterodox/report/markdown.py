@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from heterodox.compare.statistics import table
+from heterodox.comparison.statistics import table
 from heterodox.core.errors import CheckpointError
 from heterodox.report import context, units
 from heterodox.report.reading import headline, remarks

@@ -11,7 +11,7 @@ import altair as alt
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from heterodox.compare.statistics import is_finite, table
+from heterodox.comparison.statistics import is_finite, table
 from heterodox.core.errors import CheckpointError
 from heterodox.report import context, units
 from heterodox.report.alignment import MEASURES, alignment, norm_bound

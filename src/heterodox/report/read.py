@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from heterodox.compare.statistics import usable
+from heterodox.comparison.statistics import usable
 from heterodox.core.errors import CheckpointError
 
 RUN_FILES = ("summary.json", "metrics.jsonl", "recipe.yaml")

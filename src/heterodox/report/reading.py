@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from heterodox.compare.statistics import Number, is_finite, paired_difference
+from heterodox.comparison.statistics import Number, is_finite, paired_difference
 from heterodox.report import units
 from heterodox.report.study import Study
 

@@ -4,7 +4,7 @@ import re
 
 from markupsafe import Markup, escape
 
-from heterodox.compare.statistics import Number, is_finite
+from heterodox.comparison.statistics import Number, is_finite
 
 MISSING = "–"
 THIN = "\u202f"

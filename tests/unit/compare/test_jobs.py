@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from heterodox.compare.jobs import Job, run_jobs
+from heterodox.comparison.jobs import Job, run_jobs
 from heterodox.core.errors import CheckpointError
 from heterodox.run.folder import RunFolder
 from tests.tiny import tiny_recipe

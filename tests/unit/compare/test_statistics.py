@@ -6,7 +6,7 @@ import math
 import pytest
 from scipy import stats
 
-from heterodox.compare.statistics import Interval, gap_closed, interval, paired_difference, table
+from heterodox.comparison.statistics import Interval, gap_closed, interval, paired_difference, table
 
 
 def row(recipe: str, seed: int, val_loss: float | None, **changes: object) -> dict:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from heterodox.compare.statistics import interval
+from heterodox.comparison.statistics import interval
 from heterodox.report import units
 from heterodox.report.alignment import alignment, by_depth, norm_bound
 from heterodox.report.curves import curves, span, thin

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from heterodox.compare.statistics import table
+from heterodox.comparison.statistics import table
 from heterodox.report.read import Run
 from heterodox.report.reading import headline, remarks
 from heterodox.report.study import Study

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from heterodox.compare import statistics
-from heterodox.compare.jobs import Job, run_jobs
+from heterodox.comparison import statistics
+from heterodox.comparison.jobs import Job, run_jobs
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.data import Dataset
 from heterodox.log.tensorboard import require_tensorboard
