@@ -101,7 +101,7 @@ class Tape:
     def gradients(self, record: Record, delta: Float[Tensor, "*lead out"]) -> Iterator[tuple[str, Tensor]]:
         """The layer's own parameter gradients, in their parameters' dtype, given the error at the layer's `point`."""
         for name, gradient in self._gradients(record, delta):
-            yield name, gradient.to(record.layer.weight.dtype)
+            yield name, gradient.to(record.layer.get_parameter(name.rpartition(".")[2]).dtype)
 
     def _gradients(self, record: Record, delta: Tensor) -> Iterator[tuple[str, Tensor]]:
         if record.consumer is not None:
