@@ -1,0 +1,46 @@
+"""Every recipe in the repository can be read, and trains."""
+
+from pathlib import Path
+
+import pytest
+
+from heterodox.api import expand, quick_recipes
+from heterodox.recipe import load_recipe
+from heterodox.run.train import train
+
+ROOT = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(path for path in ROOT.rglob("*.yaml") if not path.name.startswith("_"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_reads_and_trains_three_steps(path, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be, that is the question. " * 400)
+    smaller = ["model.layers=1", "model.width=16", "run.batch_size=2", "run.eval_batches=1", "run.device=cpu"]
+    short = ["run.budget.steps=3", "run.warmup_steps=0", "run.probe_every=2", "run.sampling.tokens=4"]
+    recipe = load_recipe(path, [f"data.path={text}", *smaller, *short])
+    assert recipe.name == path.stem
+    assert recipe.description
+    run = train(recipe, tmp_path / "run")
+    assert run.summary["status"] == "finished"
+    assert run.summary["credit"] == recipe.credit.name
+
+
+@pytest.mark.parametrize("folder", ["quick", "shakespeare"])
+def test_a_comparison_holds_the_ceiling_and_the_floor_and_differs_in_the_rule_alone(folder):
+    recipes = [load_recipe(path, ["data.path=text.txt"]) for path in expand([ROOT / folder])]
+    assert {"backprop", "head_only"} <= {recipe.credit.name for recipe in recipes}
+    shared = [recipe.model_dump(include={"data", "model", "objective", "learner", "run"}) for recipe in recipes]
+    assert all(sections == shared[0] for sections in shared)
+
+
+def test_compare_finds_its_recipes():
+    assert quick_recipes().samefile(ROOT / "quick")
+
+
+def test_tuned_recipes_record_an_equal_search():
+    tuned = [load_recipe(path, ["data.path=text.txt"]).tuning for path in expand([ROOT / "shakespeare"])]
+    assert all(tuning is not None for tuning in tuned)
+    grids = [set(tuning.searched["update.lr"]) for tuning in tuned]
+    assert {1e-3, 3e-3, 6e-3} <= set.intersection(*grids)
+    assert all(tuning.trials == len(grid) for tuning, grid in zip(tuned, grids, strict=True))
