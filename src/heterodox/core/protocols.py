@@ -25,6 +25,11 @@ class ForwardFlops:
     def total(self) -> int:
         return self.linear + self.attention + self.head
 
+    @property
+    def with_backward(self) -> int:
+        """FLOPs of a forward pass and a backward pass that yields the gradient of every weight."""
+        return 3 * self.total
+
 
 class LanguageModel(nn.Module, ABC):
     """A next-token model that is `head(ln_f(features(tokens)))`: a residual stream, a final norm, an output layer."""

@@ -31,7 +31,7 @@ class Backprop(Stateless):
         self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
     ) -> Signal:
         signal = differentiate(model, batch, weights, objective, trainable(model))
-        flops = 3 * model.forward_flops(*batch.inputs.shape).total
+        flops = model.forward_flops(*batch.inputs.shape).with_backward
         signal.cost = Cost(tokens=batch.num_tokens, flops=flops)
         return signal
 

@@ -58,7 +58,7 @@ class FeedbackAlignment:
         names = [name for name, origin in self.manifest(model).items() if origin in ("feedback", "exact")]
         with feedback_path(model, self.feedback):
             signal = differentiate(model, batch, weights, objective, names)
-        signal.cost = Cost(tokens=batch.num_tokens, flops=3 * model.forward_flops(*batch.inputs.shape).total)
+        signal.cost = Cost(tokens=batch.num_tokens, flops=model.forward_flops(*batch.inputs.shape).with_backward)
         if self.elsewhere == "backprop":
             grads, cost = backprop_elsewhere(model, batch, weights, objective)
             signal.grads |= grads
