@@ -40,7 +40,7 @@ def main() -> None:
         quotient = ratio(times[rule], times["backprop"])
         print(f"{rule:24}{statistics.median(times[rule]):12.1f}{quotient:16.2f}")
 
-    print("\nheld between the two halves of a step, MiB (over backprop)")
+    print("\nheld between the two halves of a step, MB (over backprop)")
     print(f"{'':24}" + "".join(f"{f'{depth} layers':>20}" for depth in arguments.depths))
     held = {
         (rule, depth): held_bytes(learner(rule, arguments, depth), batches[0])
@@ -49,7 +49,7 @@ def main() -> None:
     }
     for rule in rules:
         cells = [
-            f"{held[rule, depth] / 2**20:.2f} ({held[rule, depth] / held['backprop', depth]:.2f})"
+            f"{held[rule, depth] / 1e6:.2f} ({held[rule, depth] / held['backprop', depth]:.2f})"
             for depth in arguments.depths
         ]
         print(f"{rule:24}" + "".join(f"{cell:>20}" for cell in cells))

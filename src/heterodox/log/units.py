@@ -15,14 +15,14 @@ def duration(seconds: int | float) -> str:
 
 
 def size(num_bytes: int | float | None) -> str:
-    """Bytes in binary units."""
+    """Bytes in powers of 1000."""
     if num_bytes is None:
         return ""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024:
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} TiB"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
 
 
 def count(value: int | float | None) -> str:

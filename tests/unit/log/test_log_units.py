@@ -15,8 +15,8 @@ def test_durations(seconds, text):
 
 @pytest.mark.parametrize(
     ("amount", "text"),
-    [(None, ""), (0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**20, "1.0 MiB"),
-     (3 * 2**30, "3.0 GiB"), (2**42, "4.0 TiB")],
+    [(None, ""), (0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (10**6, "1.0 MB"),
+     (3 * 10**9, "3.0 GB"), (4 * 10**12, "4.0 TB")],
 )  # fmt: skip
 def test_sizes(amount, text):
     assert units.size(amount) == text
