@@ -1,4 +1,4 @@
-"""GrAPE: forward-mode estimates of the weights, the cosine that they raise, and that no weight carries an error back."""
+"""GrAPE: estimates of the weights by forward mode, the cosine that they raise, and no weight that carries an error."""
 
 from itertools import pairwise
 

@@ -2,12 +2,14 @@
 
     gaussian        independent normal entries
     orthogonal      semi-orthogonal, BᵀB = g² I or B Bᵀ = g² I, whichever is smaller; g = 1
-    orthogonal_he   the same with He's gain for rectified units, g = √2
+    orthogonal_he   √2 times that: He's gain for rectified units
     sparse          k normal entries in each row at random places, zeros elsewhere
 
-`feedback_std` is the root mean square of *all* entries of a matrix, the zeros of a sparse one included: at one
-`feedback_std` all kinds have the same Frobenius norm and differ in structure alone. Without it each kind has its
-natural scale: 0.02, the initial weights' own, for `gaussian` and `sparse`; the gain above for the orthogonal ones.
+`feedback_std` is the root mean square of *all* entries of a matrix, the zeros of a sparse one included and He's gain
+not: at one `feedback_std` kinds have the same Frobenius norm (`orthogonal_he`: √2 times that) and differ in structure
+alone. Without it each kind has its natural scale: 0.02, the initial weights' own, for `gaussian` and `sparse`; g = 1
+for the orthogonal ones. In a transformer that is far too much: what passes a branch is added to the residual stream's
+own error, and a small stream's norm magnifies it on the way, so that after a few blocks the noise is all there is.
 
 References: Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural
 networks", ICLR 2014 (orthogonal matrices); He, Zhang, Ren and Sun, "Delving deep into rectifiers", ICCV 2015 (gain).
@@ -30,7 +32,7 @@ FeedbackKind = Literal["gaussian", "orthogonal", "orthogonal_he", "sparse"]
 NATURAL_STD = 0.02
 """Root mean square of the entries of a `gaussian` or `sparse` matrix, if nothing else is asked."""
 GAINS: dict[str, float] = {"orthogonal": 1.0, "orthogonal_he": math.sqrt(2)}
-"""All singular values of an orthogonal matrix, if nothing else is asked."""
+"""The singular values of an orthogonal matrix, if nothing else is asked, and over those of `feedback_std` if it is."""
 
 
 def draw_feedback(
@@ -42,7 +44,7 @@ def draw_feedback(
     std: float | None = None,
     sparse_k: int | None = None,
 ) -> Float[Tensor, "fan_out fan_in"]:
-    """A matrix of this kind. `std`: root mean square of all entries; None: the kind's natural scale.
+    """A matrix of this kind. `std`: root mean square of all entries, without He's gain; None: the natural scale.
 
     `sparse_k` is the number of non-zero entries in a row of a sparse matrix, by default a sixteenth of the row.
     """
@@ -53,7 +55,7 @@ def draw_feedback(
         places = torch.rand(fan_out, fan_in, generator=generator).topk(k, dim=1).indices
         entries = torch.randn(fan_out, k, generator=generator) * (NATURAL_STD if std is None else std)
         return torch.zeros(fan_out, fan_in).scatter_(1, places, entries * math.sqrt(fan_in / k))
-    gain = GAINS[kind] if std is None else std * math.sqrt(max(fan_out, fan_in))
+    gain = GAINS[kind] * (1 if std is None else std * math.sqrt(max(fan_out, fan_in)))
     return nn.init.orthogonal_(torch.empty(fan_out, fan_in, dtype=torch.float64), gain, generator=generator)
 
 
