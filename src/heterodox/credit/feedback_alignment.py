@@ -33,7 +33,9 @@ class FeedbackAlignment:
 
     class Config(FeedbackOptions):
         name: Literal["feedback_alignment"] = "feedback_alignment"
-        grape: Grape.Config | None = Field(None, description="align the matrices with the weights; {} for the defaults")
+        grape: Grape.Config | None = Field(
+            None, description="align the matrices with the weights; `{}`: at the defaults"
+        )
         elsewhere: Elsewhere = "local"
 
         @model_validator(mode="after")

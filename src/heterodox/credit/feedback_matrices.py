@@ -65,7 +65,7 @@ class FeedbackOptions(config.Config):
     name: str
     feedback: FeedbackKind = "gaussian"
     feedback_std: float | None = Field(
-        None, gt=0, description="root mean square of the matrices' entries; null: the kind's natural scale"
+        None, gt=0, description="root mean square of the entries, without He's gain; null: the kind's natural scale"
     )
     sparse_k: int | None = Field(
         None, ge=1, description="non-zero entries in each row of sparse feedback; null: a sixteenth of the row"

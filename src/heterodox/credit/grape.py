@@ -46,7 +46,7 @@ class Grape:
     class Config(config.Config):
         probes: int = Field(32, ge=1, description="random directions a step, shared by layers of one fan-in")
         rate: float = Field(0.5, gt=0, lt=2, description="step, as a share of the best one for so many probes")
-        cosine: Cosine = Field("probes", description="which cosine rises; jacobian: the paper's, noisier")
+        cosine: Cosine = Field("probes", description="which cosine rises; jacobian: to the letter, noisier")
         norm: Norm = Field("match", description="of the matrices: as the probes show the weights' to be; or as drawn")
 
         def build(self, streams: Streams) -> "Grape":

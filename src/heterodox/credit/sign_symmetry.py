@@ -39,7 +39,7 @@ class SignSymmetry:
     class Config(config.Config):
         name: Literal["sign_symmetry"] = "sign_symmetry"
         magnitude: Literal["mean", "fixed", "random"] = Field(
-            "mean", description="of the way back: the layer's mean |W|; `feedback_std`; or drawn once for each weight"
+            "mean", description="of the way back: the layer's mean; `feedback_std`; or drawn once for each weight"
         )
         feedback_std: float | None = Field(
             None, gt=0, description="fixed magnitude, or root mean square of random ones; null: 0.02"
