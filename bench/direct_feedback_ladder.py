@@ -15,7 +15,7 @@ from torch import Tensor
 
 from heterodox.core.comm import Solo
 from heterodox.credit import DirectFeedback, HeadOnly
-from heterodox.credit.feedback import gaussian
+from heterodox.credit.feedback_matrices import draw_feedback
 from heterodox.credit.tape import Operation, Record, Tape
 from heterodox.recipe import load_recipe
 from heterodox.run.budget import Progress, lr_scale
@@ -40,7 +40,8 @@ class Rung(DirectFeedback):
             point: m.shape[1] for point, m in DirectFeedback.Config(route="own").build(model, streams).feedback.items()
         }
         widths |= {f"blocks.{i}.attn.mix": width for i in range(session.recipe.model.layers)}
-        super().__init__({p: gaussian(vocab, w, 0.02, streams, p) for p, w in widths.items()}, route="stream")
+        drawn = {p: draw_feedback("gaussian", vocab, w, streams.generator("rule", p)) for p, w in widths.items()}
+        super().__init__(drawn, route="stream")
         self.shared, self.norm = shared, norm
 
     def _errors(self, model, tape: Tape, error: Tensor) -> Callable[[Record], Tensor | None]:

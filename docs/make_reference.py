@@ -89,6 +89,8 @@ def rows(model: type[BaseModel], prefix: str, given: BaseModel | None = None) ->
         if inner is None:
             yield prefix + key, field, default
         else:
+            if default is None:
+                yield prefix + key, field, default
             yield from rows(inner, f"{prefix}{key}.", default)
 
 
@@ -129,6 +131,8 @@ def spell(annotation: typing.Any) -> str:
         return " \\| ".join(spell(argument) for argument in arguments)
     if annotation is type(None):
         return "null"
+    if section(annotation) is not None:
+        return "section"
     name = (origin or annotation).__name__
     return {"str": "text", "dict": "mapping"}.get(name, name)
 

@@ -1,11 +1,13 @@
 """The one list of what exists. A new part is one line here, and everything else finds it."""
 
-from typing import Annotated
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from heterodox.core.config import Config
-from heterodox.credit import Backprop, DirectFeedback, FeedbackAlignment, HeadOnly
+from heterodox.credit import Backprop, DirectFeedback, FeedbackAlignment, HeadOnly, KolenPollack, SignSymmetry
 from heterodox.data.corpus import File, Grammar, HuggingFace, Stdlib
 from heterodox.data.tokenizer import BPE, Byte, Char, TokenizerFile
 from heterodox.learner import Gradient
@@ -14,21 +16,11 @@ from heterodox.objective import CrossEntropy
 from heterodox.rating import Uniform
 from heterodox.update import SGD, AdamW
 
-ModelConfig = GPT.Config
-ObjectiveConfig = CrossEntropy.Config
-RatingConfig = Uniform.Config
-CreditConfig = Annotated[
-    Backprop.Config | FeedbackAlignment.Config | DirectFeedback.Config | HeadOnly.Config,
-    Field(discriminator="name"),
-]
-UpdateConfig = Annotated[SGD.Config | AdamW.Config, Field(discriminator="name")]
-LearnerConfig = Gradient.Config
-
 PARTS: dict[str, tuple[type, ...]] = {
     "model": (GPT,),
     "objective": (CrossEntropy,),
     "rating": (Uniform,),
-    "credit": (Backprop, FeedbackAlignment, DirectFeedback, HeadOnly),
+    "credit": (Backprop, SignSymmetry, KolenPollack, FeedbackAlignment, DirectFeedback, HeadOnly),
     "update": (SGD, AdamW),
     "learner": (Gradient,),
     "corpus": (Stdlib, File, HuggingFace, Grammar),
@@ -45,6 +37,21 @@ def part_name(part: type) -> str:
 def part_config(part: type) -> type[Config]:
     """A part's recipe section."""
     return part.Config  # pyrefly: ignore[missing-attribute]
+
+
+def _section(slot: str) -> Any:
+    """The type of a slot's section in a recipe: any of its parts' configurations, told apart by `name`."""
+    configs: list[Any] = [part_config(part) for part in PARTS[slot]]
+    union: Any = reduce(or_, configs)
+    return Annotated[union, Field(discriminator="name")] if len(configs) > 1 else union
+
+
+ModelConfig = _section("model")
+ObjectiveConfig = _section("objective")
+RatingConfig = _section("rating")
+CreditConfig = _section("credit")
+UpdateConfig = _section("update")
+LearnerConfig = _section("learner")
 
 
 def find(name: str) -> list[tuple[str, type]]:

@@ -2,7 +2,10 @@
 
 import inspect
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel
 
 from heterodox import catalog
 from heterodox.core.errors import RecipeError, nearest
@@ -32,25 +35,35 @@ def explain_part(name: str) -> dict[str, Any]:
         raise RecipeError(f"{name!r} is in several slots: say {' or '.join(f'{slot}.{name}' for slot, _ in found)}")
     slot, part = found[0]
     config = catalog.part_config(part)
-    options = [
-        {
-            "name": key,
-            "type": _type_name(field.annotation),
-            "default": "(required)" if field.is_required() else field.default,
-            "description": field.description or "",
-        }
-        for key, field in config.model_fields.items()
-        if key != "name"
-    ]
     answer: dict[str, Any] = {
         "slot": slot,
         "name": catalog.part_name(part),
         "documentation": _module_doc(part),
-        "options": options,
+        "options": [option for option in _options(config) if option["name"] != "name"],
     }
     if slot == "credit":
         answer["manifest"] = _manifest(part)
     return answer
+
+
+def _options(section: type[BaseModel], prefix: str = "") -> Iterator[dict[str, Any]]:
+    """Name, type, default and description of every option, those of the sections within included."""
+    for key, field in section.model_fields.items():
+        inner = _section(field.annotation)
+        yield {
+            "name": prefix + key,
+            "type": "section | None" if inner else _type_name(field.annotation),
+            "default": "(required)" if field.is_required() else field.default,
+            "description": field.description or "",
+        }
+        if inner:
+            yield from _options(inner, f"{prefix}{key}.")
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that an option holds, if it may hold one."""
+    candidates = (annotation, *get_args(annotation))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
 def _manifest(part: type) -> dict[str, str]:

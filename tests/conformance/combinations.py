@@ -1,6 +1,7 @@
 """Every part of the catalogue in a recipe, so that a new entry is tested without anyone writing a test for it."""
 
 from itertools import product
+from typing import Any
 
 from heterodox import catalog
 from heterodox.core.errors import RecipeError
@@ -9,20 +10,40 @@ from tests.tiny import tiny_recipe
 
 LEARNING_RATES = {"sgd": 0.5, "adamw": 1e-2}
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "feedback_alignment orthogonal": {"name": "feedback_alignment", "feedback": "orthogonal", "feedback_std": 0.05},
+    "feedback_alignment orthogonal_he": {"name": "feedback_alignment", "feedback": "orthogonal_he"},
+    "feedback_alignment sparse": {"name": "feedback_alignment", "feedback": "sparse", "sparse_k": 3},
+    "feedback_alignment grape": {"name": "feedback_alignment", "grape": {"probes": 4}},
+    "feedback_alignment grape jacobian": {
+        "name": "feedback_alignment", "elsewhere": "backprop", "grape": {"cosine": "jacobian", "norm": "keep"},
+    },
+    "sign_symmetry fixed": {"name": "sign_symmetry", "magnitude": "fixed"},
+    "sign_symmetry random": {"name": "sign_symmetry", "magnitude": "random", "elsewhere": "frozen"},
+    "kolen_pollack sparse": {"name": "kolen_pollack", "feedback": "sparse"},
+    "direct_feedback own": {"name": "direct_feedback", "route": "own"},
+    "direct_feedback orthogonal": {"name": "direct_feedback", "feedback": "orthogonal"},
+}  # fmt: skip
+"""Rules at other options than their defaults."""
+REMEMBERING = ["feedback_alignment grape", "feedback_alignment grape jacobian", "sign_symmetry random"]
+"""Variants that keep a state of another form than the rule at its defaults does: they too must resume."""
+
 
 def names(slot: str) -> list[str]:
     return [catalog.part_name(part) for part in catalog.PARTS[slot]]
 
 
 CREDITS = names("credit")
+RULES = [*CREDITS, *VARIANTS]
 UPDATES = names("update")
 PAIRS = list(product(CREDITS, UPDATES))
 
 
 def recipe_of(credit: str, update: str, **sections) -> Recipe:
-    """The tiny recipe with this rule and this update."""
+    """The tiny recipe with this rule, or variant of one, and this update."""
     rate = {"lr": LEARNING_RATES.get(update, 1e-2)}
-    return tiny_recipe(credit={"name": credit}, update={"name": update} | rate, **sections)
+    rule = VARIANTS.get(credit, {"name": credit})
+    return tiny_recipe(credit=rule, update={"name": update} | rate, **sections)
 
 
 def runs(credit: str, update: str) -> bool:
@@ -35,3 +56,4 @@ def runs(credit: str, update: str) -> bool:
 
 
 RUNNING_PAIRS = [pair for pair in PAIRS if runs(*pair)]
+RESUMING_PAIRS = RUNNING_PAIRS + [(variant, "adamw") for variant in REMEMBERING]

@@ -12,7 +12,7 @@ import pytest
 from heterodox.log.jsonl import read_rows
 from heterodox.run.train import train
 from tests.command import Answer, answer_of, recipe_file, wait_until
-from tests.conformance.combinations import RUNNING_PAIRS
+from tests.conformance.combinations import RESUMING_PAIRS
 from tests.saved import tensors, timeless
 from tests.tiny import tiny_recipe
 
@@ -44,7 +44,7 @@ def measured(tmp_path_factory) -> list[list]:
     return [json.loads(line) for line in answer.out.splitlines()]
 
 
-@pytest.mark.parametrize("pair", RUNNING_PAIRS)
+@pytest.mark.parametrize("pair", RESUMING_PAIRS)
 def test_two_ranks_follow_one(pair, measured):
     apart, moved = next(line[2:] for line in measured if tuple(line[:2]) == pair)
     assert apart < 1e-12

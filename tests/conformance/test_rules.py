@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from heterodox.core.comm import Solo
 from heterodox.core.errors import CheckpointError
 from heterodox.core.rng import Streams
-from heterodox.core.state import split
+from heterodox.core.state import map_tensors, split
 from heterodox.core.types import ORIGINS
 from heterodox.credit import DirectFeedback
 from heterodox.log.jsonl import read_rows
@@ -19,11 +19,11 @@ from heterodox.probe import activation_bytes, exact_gradients
 from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.session import build_learner, build_model
 from heterodox.run.train import train
-from tests.conformance.combinations import CREDITS, RUNNING_PAIRS, recipe_of
+from tests.conformance.combinations import CREDITS, RESUMING_PAIRS, RULES, RUNNING_PAIRS, recipe_of
 from tests.tiny import tiny_batch, tiny_recipe
 
 every_pair = pytest.mark.parametrize(("credit", "update"), RUNNING_PAIRS)
-every_rule = pytest.mark.parametrize("credit", CREDITS)
+every_rule = pytest.mark.parametrize("credit", RULES)
 
 
 def tensors(folder) -> dict[str, torch.Tensor]:
@@ -50,7 +50,7 @@ def test_learns_and_repeats_itself(credit, update, tmp_path):
     assert_same_bits(tensors(tmp_path / "a"), tensors(tmp_path / "b"))
 
 
-@every_pair
+@pytest.mark.parametrize(("credit", "update"), RESUMING_PAIRS)
 def test_resume_equals_uninterrupted(credit, update, tmp_path):
     recipe = recipe_of(credit, update, model={"dropout": 0.1})
     train(recipe, tmp_path / "whole")
@@ -118,10 +118,12 @@ def test_signal_weights_examples(credit):
     """Weight zero removes an example; the loss is the weighted mean."""
     model, learner, batch, _ = one_signal(credit)
     weights = torch.tensor([2.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    state = map_tensors(learner.credit.state(), torch.clone)
     signal = learner.credit.signal(model, batch, weights, CrossEntropy())
     assert torch.allclose(signal.loss, (signal.losses * weights).mean())
     other = tiny_batch(4, 16, 8)
     other.inputs[1] = (other.inputs[1] + 3) % 8
+    learner.credit.load_state(state)
     unmoved = learner.credit.signal(model, other, weights, CrossEntropy())
     for name, gradient in signal.grads.items():
         assert torch.allclose(gradient, unmoved.grads[name], atol=1e-12), name
@@ -144,10 +146,28 @@ def test_a_checkpoint_without_the_rules_state_is_refused(credit):
         learner.credit.load_state({})
     fresh = build_learner(recipe_of(credit, "sgd", seed=7), model, Solo()).credit
     before, wanted = (split(part.state())[0] for part in (fresh, learner.credit))
-    assert any(not torch.equal(before[name], wanted[name].float()) for name in wanted)
+    assert any(not torch.equal(before[name], wanted[name]) for name in wanted)
     fresh.load_state(state)
     after = split(fresh.state())[0]
-    assert all(torch.equal(after[name], wanted[name].float()) for name in wanted)
+    assert all(torch.equal(after[name], wanted[name]) for name in wanted)
+
+
+@every_rule
+def test_a_run_whose_feedback_is_missing_is_not_resumed(credit, tmp_path):
+    """Never silently with fresh feedback: neither without all that the rule remembers, nor without one tensor of it."""
+    recipe = recipe_of(credit, "adamw", run={"budget": {"steps": 2}, "sampling": {"tokens": 0}})
+    train(recipe, tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    model, state, values = checkpoints.load()
+    remembered = state["learner"].pop("credit")
+    for kind in remembered:
+        damaged = {key: leaf for key, leaf in remembered.items() if key != kind}
+        for left in (damaged, {}):
+            checkpoints.save(2, model, state | {"learner": state["learner"] | {"credit": left}}, values)
+            with pytest.raises(CheckpointError, match=r"the checkpoint lacks .* it belongs to another recipe"):
+                train(recipe, tmp_path, resume=True)
+    checkpoints.save(2, model, state | {"learner": state["learner"] | {"credit": remembered}}, values)
+    assert train(recipe, tmp_path, resume=True).summary["status"] == "finished"
 
 
 def test_direct_feedback_holds_less_than_backprop():
@@ -165,7 +185,14 @@ def test_direct_feedback_holds_less_than_backprop():
 @pytest.mark.parametrize("elsewhere", ["local", "backprop", "frozen"])
 @pytest.mark.parametrize(
     ("credit", "options"),
-    [("feedback_alignment", {}), ("direct_feedback", {}), ("direct_feedback", {"route": "own"})],
+    [
+        ("feedback_alignment", {}),
+        ("feedback_alignment", {"grape": {}}),
+        ("sign_symmetry", {}),
+        ("kolen_pollack", {}),
+        ("direct_feedback", {}),
+        ("direct_feedback", {"route": "own"}),
+    ],
 )
 def test_cost_and_manifest_of_elsewhere(credit, options, elsewhere):
     section = {"name": credit, "elsewhere": elsewhere} | options

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 Origin = Literal["exact", "backprop", "feedback", "equilibrium", "critic", "frozen"]
 """Where a parameter's signal comes from.
@@ -60,6 +60,10 @@ class Signal:
 
     `grads` is keyed by parameter name and lacks frozen parameters. `loss` is the weighted mean that was asked for,
     `losses` the objective of each example; both are detached.
+
+    Tensors of the rule's own that learn by the run's update, as the model's do, stand in `own_parameters`, and what
+    they move against in `own_grads`, by names that no parameter of the model has. Those gradients are averaged over the
+    ranks and scaled with `grads` when these are clipped, but do not count in the norm; they may be the same objects.
     """
 
     grads: dict[str, Tensor]
@@ -67,6 +71,8 @@ class Signal:
     losses: Float[Tensor, " batch"]
     cost: Cost
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    own_parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    own_grads: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

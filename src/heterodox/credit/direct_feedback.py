@@ -27,13 +27,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from heterodox.core import config
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Origin, Signal
 from heterodox.credit.elsewhere import Elsewhere, backprop_elsewhere, feedback_manifest
-from heterodox.credit.feedback import gaussian
+from heterodox.credit.feedback_matrices import FeedbackOptions
 from heterodox.credit.tape import POINTWISE, Operation, Record, Tape, record_layers
 from heterodox.model.attention import CausalMix
 
@@ -44,11 +43,9 @@ STREAM = "stream"
 class DirectFeedback:
     """Fixed matrices from the logits' error to the layers; no error passes a layer's weights."""
 
-    class Config(config.Config):
+    class Config(FeedbackOptions):
         name: Literal["direct_feedback"] = "direct_feedback"
         route: Route = Field("stream", description="own: each layer's own matrix from the logits, to the letter")
-        feedback: Literal["gaussian"] = "gaussian"
-        feedback_std: float = Field(0.02, gt=0, description="standard deviation of the matrices' entries")
         elsewhere: Elsewhere = "local"
 
         def build(self, model: LanguageModel, streams: Streams) -> "DirectFeedback":
@@ -61,8 +58,7 @@ class DirectFeedback:
                 if learns and layer is not model.head and not on_stream:
                     shapes[point] = (vocab if self.route == "own" else width, record.point_width)
             matrices = {
-                point: gaussian(*shape, self.feedback_std, streams, point).to(model.head.weight)
-                for point, shape in shapes.items()
+                point: self.draw(*shape, streams, point).to(model.head.weight) for point, shape in shapes.items()
             }
             return DirectFeedback(matrices, route=self.route, elsewhere=self.elsewhere)
 

@@ -1,4 +1,4 @@
-"""Feedback weights: how they are drawn, and how they take the place of Wᵀ on the way back."""
+"""Feedback weights: how they take the place of Wᵀ on the way back."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from heterodox.core.rng import Streams
 
 
 class FeedbackLinear(torch.autograd.Function):
@@ -59,11 +57,6 @@ def feedback_linear(x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Te
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Every linear layer of `model`, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-
-
-def gaussian(fan_out: int, fan_in: int, std: float, streams: Streams, *names: str) -> Float[Tensor, "fan_out fan_in"]:
-    """Independent normal entries, drawn from the `rule` stream of `names`."""
-    return torch.randn(fan_out, fan_in, generator=streams.generator("rule", *names)) * std
 
 
 @contextmanager

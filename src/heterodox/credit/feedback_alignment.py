@@ -1,9 +1,10 @@
 """Feedback alignment: errors travel back through fixed random matrices instead of the transposed weights.
 
-    δ_l = B_{l+1} δ_{l+1} ⊙ f'(a_l)   in place of   δ_l = W_{l+1}ᵀ δ_{l+1} ⊙ f'(a_l)
+    δ_l = B_{l+1}ᵀ δ_{l+1} ⊙ f'(a_l)   in place of   δ_l = W_{l+1}ᵀ δ_{l+1} ⊙ f'(a_l)
 
 Nothing else changes: norms, attention and residual additions pass the error on by their own exact derivative. The
-forward weights come to align with the feedback, so that B δ turns into a descent direction.
+forward weights come to align with the feedback, so that Bᵀδ turns into a descent direction. With `grape` the feedback
+comes to align with the weights, too, by forward-mode probes (credit/grape.py).
 
 Reference: Lillicrap, Cownden, Tweed and Akerman, "Random synaptic feedback weights support error backpropagation for
 deep learning", Nature Communications 2016.
@@ -13,63 +14,66 @@ from collections.abc import Mapping
 from typing import Literal
 
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from heterodox.core import config
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Origin, Signal
-from heterodox.credit.backprop import differentiate
-from heterodox.credit.elsewhere import (
-    Elsewhere,
-    backprop_elsewhere,
-    feedback_manifest,
-)
-from heterodox.credit.feedback import feedback_path, gaussian, linear_layers
+from heterodox.credit.elsewhere import Elsewhere, feedback_manifest
+from heterodox.credit.feedback import linear_layers
+from heterodox.credit.feedback_matrices import FeedbackOptions
+from heterodox.credit.grape import Grape
+from heterodox.credit.through_feedback import through_feedback
 
 
 class FeedbackAlignment:
-    """Every linear layer sends its error down through its own fixed matrix B, of the shape of W."""
+    """Every linear layer sends its error down through its own matrix B, of the shape of W."""
 
-    class Config(config.Config):
+    class Config(FeedbackOptions):
         name: Literal["feedback_alignment"] = "feedback_alignment"
-        feedback: Literal["gaussian"] = "gaussian"
-        feedback_std: float = Field(0.02, gt=0, description="standard deviation of B's entries")
+        grape: Grape.Config | None = Field(
+            None, description="align the matrices with the weights; `{}`: at the defaults"
+        )
         elsewhere: Elsewhere = "local"
 
+        @model_validator(mode="after")
+        def _one_norm(self) -> "FeedbackAlignment.Config":
+            if self.feedback_std is not None and self.grape is not None and self.grape.norm == "match":
+                raise ValueError("feedback_std has no effect where grape.norm is match; leave it out, or keep the norm")
+            return self
+
         def build(self, model: LanguageModel, streams: Streams) -> "FeedbackAlignment":
-            matrices = {
-                name: gaussian(layer.out_features, layer.in_features, self.feedback_std, streams, name).to(layer.weight)
-                for name, layer in linear_layers(model).items()
-            }
-            return FeedbackAlignment(matrices, elsewhere=self.elsewhere)
+            grape = None if self.grape is None else self.grape.build(streams)
+            return FeedbackAlignment(self.draw_all(model, streams), grape=grape, elsewhere=self.elsewhere)
 
     def __init__(
-        self, feedback: Mapping[str, Float[Tensor, "fan_out fan_in"]], *, elsewhere: Elsewhere = "local"
+        self,
+        feedback: Mapping[str, Float[Tensor, "fan_out fan_in"]],
+        *,
+        grape: Grape | None = None,
+        elsewhere: Elsewhere = "local",
     ) -> None:
         self.feedback = dict(feedback)
-        self.elsewhere = elsewhere
+        self.grape = grape
+        self.elsewhere: Elsewhere = elsewhere
 
     def signal(
         self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
     ) -> Signal:
-        names = [name for name, origin in self.manifest(model).items() if origin in ("feedback", "exact")]
-        with feedback_path(model, self.feedback):
-            signal = differentiate(model, batch, weights, objective, names)
-        signal.cost = Cost(tokens=batch.num_tokens, flops=model.forward_flops(*batch.inputs.shape).with_backward)
-        if self.elsewhere == "backprop":
-            grads, cost = backprop_elsewhere(model, batch, weights, objective)
-            signal.grads |= grads
-            signal.cost += cost
+        probing = self.grape.align(linear_layers(model), self.feedback) if self.grape else 0
+        signal = through_feedback(model, batch, weights, objective, self.feedback, self.elsewhere)
+        signal.cost += Cost(flops=probing)
         return signal
 
     def manifest(self, model: LanguageModel) -> dict[str, Origin]:
         return feedback_manifest(model, self.elsewhere)
 
     def state(self) -> Tree:
-        return {"feedback": self.feedback}
+        return {"feedback": self.feedback} | ({"grape": self.grape.state()} if self.grape else {})
 
     def load_state(self, tree: Tree) -> None:
         restore(self.feedback, tree.get("feedback", {}), "feedback matrix")
+        if self.grape:
+            self.grape.load_state(tree.get("grape", {}))

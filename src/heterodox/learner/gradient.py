@@ -67,10 +67,10 @@ class Gradient:
         _seed(dropout_seed)
         weights = self.rating.weights(batch)
         signal = self.credit.signal(self.model, batch, weights, self.objective)
-        self.comm.mean_([*signal.grads.values(), signal.loss])
+        self.comm.mean_([*_tensors(signal), signal.loss])
         compared, seconds = self._compare(signal, batch, weights, dropout_seed) if probe else (None, 0.0)
-        norm = _clip(signal.grads, self.clip)
-        self.update.apply(self._parameters, signal.grads, lr_scale)
+        norm = _clip(signal, self.clip)
+        self.update.apply(self._parameters | signal.own_parameters, signal.grads | signal.own_grads, lr_scale)
         return StepReport(signal.loss, norm, signal.cost, signal.metrics, compared, seconds)
 
     def _compare(
@@ -102,10 +102,14 @@ def _seed(seed: int | None) -> None:
         torch.manual_seed(seed)
 
 
-def _clip(grads: dict[str, Tensor], limit: float | None) -> Float[Tensor, ""]:
-    """Scale the gradients in place to a global norm of at most `limit`; returns the norm before."""
-    tensors = list(grads.values())
-    norm = get_total_norm(tensors)
+def _tensors(signal: Signal) -> list[Tensor]:
+    """Every gradient of the signal once, however many names it has."""
+    return list({id(tensor): tensor for tensor in (*signal.grads.values(), *signal.own_grads.values())}.values())
+
+
+def _clip(signal: Signal, limit: float | None) -> Float[Tensor, ""]:
+    """Scale the signal in place so that the model's part has a global norm of at most `limit`; its norm before."""
+    norm = get_total_norm(list(signal.grads.values()))
     if limit is not None:
-        torch._foreach_mul_(tensors, torch.clamp(limit / (norm + 1e-6), max=1.0))
+        torch._foreach_mul_(_tensors(signal), torch.clamp(limit / (norm + 1e-6), max=1.0))
     return norm

@@ -33,7 +33,8 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         rule_state = _bytes(learner.credit.state())
         held = activation_bytes(model, batch, weights, learner.objective, learner.credit)
         signal = learner.credit.signal(model, batch, weights, learner.objective)
-        learner.update.apply(dict(model.named_parameters()), signal.grads, 1.0)
+        parameters = dict(model.named_parameters()) | signal.own_parameters
+        learner.update.apply(parameters, signal.grads | signal.own_grads, 1.0)
     cost, budget = signal.cost, recipe.run.budget
     per_step = {
         "steps": 1.0,

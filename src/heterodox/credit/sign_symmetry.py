@@ -1,0 +1,106 @@
+"""Sign symmetry: errors travel back through the signs of the forward weights, not through their sizes.
+
+    δ_l = (m ⊙ sign(W_{l+1}))ᵀ δ_{l+1} ⊙ f'(a_l)   in place of   δ_l = W_{l+1}ᵀ δ_{l+1} ⊙ f'(a_l)
+
+    magnitude: mean     m = the mean |W| of the layer, at every step
+    magnitude: fixed    m = feedback_std
+    magnitude: random   M_ij = |N(0, feedback_std²)|, drawn once
+
+A way back that knows each synapse's sign needs far less transport than one that knows its weight. Where all |W| of each
+layer are equal, `mean` is backpropagation. A weight of exactly zero sends nothing back.
+
+References: Liao, Leibo and Poggio, "How important is weight symmetry in backpropagation?", AAAI 2016; Xiao, Chen, Liao
+and Poggio, "Biologically-plausible learning algorithms can scale to large datasets", ICLR 2019. `mean` and `fixed` are
+their uniform magnitudes, `random` their random ones.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from heterodox.core import config
+from heterodox.core.protocols import LanguageModel, Objective
+from heterodox.core.rng import Streams
+from heterodox.core.state import Tree, restore
+from heterodox.core.types import Batch, Origin, Signal
+from heterodox.credit.elsewhere import Elsewhere, feedback_manifest
+from heterodox.credit.feedback import linear_layers
+from heterodox.credit.feedback_matrices import NATURAL_STD, draw_feedback
+from heterodox.credit.through_feedback import through_feedback
+
+
+class SignSymmetry:
+    """Every linear layer sends its error down through the signs of its own weights."""
+
+    class Config(config.Config):
+        name: Literal["sign_symmetry"] = "sign_symmetry"
+        magnitude: Literal["mean", "fixed", "random"] = Field(
+            "mean", description="of the way back: the layer's mean; `feedback_std`; or drawn once for each weight"
+        )
+        feedback_std: float | None = Field(
+            None, gt=0, description="fixed magnitude, or root mean square of random ones; null: 0.02"
+        )
+        elsewhere: Elsewhere = "local"
+
+        @model_validator(mode="after")
+        def _mean_has_its_own_scale(self) -> "SignSymmetry.Config":
+            if self.feedback_std is not None and self.magnitude == "mean":
+                raise ValueError("feedback_std is for magnitude fixed or random; mean takes the weights' own")
+            return self
+
+        def build(self, model: LanguageModel, streams: Streams) -> "SignSymmetry":
+            std = NATURAL_STD if self.feedback_std is None else self.feedback_std
+            if self.magnitude == "mean":
+                return SignSymmetry(elsewhere=self.elsewhere)
+            if self.magnitude == "fixed":
+                return SignSymmetry(std, elsewhere=self.elsewhere)
+            magnitudes = {}
+            for name, layer in linear_layers(model).items():
+                generator = streams.generator("rule", name)
+                drawn = draw_feedback("gaussian", layer.out_features, layer.in_features, generator, std=std)
+                magnitudes[name] = drawn.abs().to(layer.weight)
+            return SignSymmetry(magnitudes, elsewhere=self.elsewhere)
+
+    def __init__(
+        self,
+        magnitudes: Mapping[str, Float[Tensor, "fan_out fan_in"]] | float | None = None,
+        *,
+        elsewhere: Elsewhere = "local",
+    ) -> None:
+        """`magnitudes`: of each weight's way back, by layer; one for all; or None, the mean |W| of each layer."""
+        self.uniform = magnitudes if isinstance(magnitudes, float) else None
+        self.magnitudes = dict(magnitudes) if isinstance(magnitudes, Mapping) else {}
+        self.elsewhere: Elsewhere = elsewhere
+
+    def signal(
+        self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
+    ) -> Signal:
+        return through_feedback(model, batch, weights, objective, self.feedback(model), self.elsewhere)
+
+    @torch.no_grad()
+    def feedback(self, model: LanguageModel) -> dict[str, Float[Tensor, "fan_out fan_in"]]:
+        """The matrices that the present weights make."""
+        layers = linear_layers(model)
+        weights = [layer.weight for layer in layers.values()]
+        signs = torch._foreach_sign(weights)
+        if self.uniform is not None:
+            torch._foreach_mul_(signs, self.uniform)
+        elif self.magnitudes:
+            torch._foreach_mul_(signs, [self.magnitudes[name] for name in layers])
+        else:
+            sums = torch._foreach_norm(weights, 1)
+            torch._foreach_mul_(signs, torch._foreach_div(sums, [float(weight.numel()) for weight in weights]))
+        return dict(zip(layers, signs, strict=True))
+
+    def manifest(self, model: LanguageModel) -> dict[str, Origin]:
+        return feedback_manifest(model, self.elsewhere)
+
+    def state(self) -> Tree:
+        return {"magnitudes": self.magnitudes} if self.magnitudes else {}
+
+    def load_state(self, tree: Tree) -> None:
+        restore(self.magnitudes, tree.get("magnitudes", {}), "feedback magnitudes")
