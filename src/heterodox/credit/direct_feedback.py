@@ -54,6 +54,16 @@ class DirectFeedback:
         feedback_std: float = Field(0.02, gt=0, description="standard deviation of the matrices' entries")
         elsewhere: Elsewhere = "local"
 
+        def refusals(self, recipe: config.Config) -> list[str]:
+            whole = recipe.model_dump(include={"model", "run"})
+            dropout, again = whole["model"]["dropout"], self.route == "stream" or "learned" in whole["model"].values()
+            if whole["run"]["compile"] and dropout and again:
+                return [
+                    f"direct_feedback draws its dropout masks a second time (model.dropout is {dropout}), which a compiled"
+                    " model does not let it; make run.compile false or the dropout 0"
+                ]
+            return []
+
         def build(self, model: LanguageModel, streams: Streams) -> "DirectFeedback":
             vocab, width = model.head.out_features, model.head.in_features
             shapes = {STREAM: (vocab, width)} if self.route == "stream" else {}
