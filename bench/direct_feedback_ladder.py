@@ -16,7 +16,7 @@ from torch import Tensor
 from heterodox.core.comm import Solo
 from heterodox.credit import DirectFeedback, HeadOnly
 from heterodox.credit.feedback_matrices import draw_feedback
-from heterodox.credit.tape import Operation, Record, Tape
+from heterodox.credit.tape import Record, Tape
 from heterodox.recipe import load_recipe
 from heterodox.run.budget import Progress, lr_scale
 from heterodox.run.evaluation import evaluate
@@ -53,7 +53,7 @@ class Rung(DirectFeedback):
             writes = record.name in model.stream_writers
             delta = error @ self.feedback["tok_emb" if writes and self.shared else record.point]
             if writes and self.norm:
-                _, (delta,) = Operation("ln_f", model.ln_f, (final.source.held,), delta.shape).vjp(delta)
+                delta = error_through(model.ln_f, final.source.held, delta)
             return delta
 
         return at

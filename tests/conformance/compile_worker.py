@@ -1,6 +1,7 @@
 """Run by test_compile in a process of its own: dynamo cannot trace functions whose shapes are checked at run time."""
 
 import sys
+from typing import Any
 
 import torch
 
@@ -8,13 +9,14 @@ from heterodox.core.comm import Solo
 from heterodox.objective import CrossEntropy
 from heterodox.run.session import build_learner, build_model
 from tests.conformance.combinations import CREDITS, recipe_of
+from tests.switches import CASES, SWITCHES
 from tests.tiny import tiny_batch
 
 
-def check(credit: str) -> None:
+def check(credit: str, **model_options: Any) -> None:
     """The signal of a compiled model is the plain one, bit for bit, where dynamo's graphs are run op by op."""
     torch.compiler.reset()
-    recipe = recipe_of(credit, "sgd")
+    recipe = recipe_of(credit, "sgd", model=model_options)
     model = build_model(recipe, 8, "cpu")
     rule = build_learner(recipe, model, Solo()).credit
     batch, weights = tiny_batch(4, 16, 8), torch.ones(4)
@@ -37,4 +39,8 @@ def check(credit: str) -> None:
 if __name__ == "__main__":
     for name in CREDITS:
         check(name)
+        check(name, **CASES["all_at_once"])
         sys.stdout.write(f"{name}\n")
+    for switch, options in SWITCHES.items():
+        check("backprop", **options)
+        sys.stdout.write(f"{switch}\n")

@@ -1,5 +1,6 @@
 """Reading recipes: shorthand, bases, overrides, and one clear line for whatever is wrong with one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,16 @@ MISTAKES = [
     ("data.corpus=gramar", "data.corpus.name: there is no 'gramar'; did you mean 'grammar'?"),
     ("data.tokenizer.name=chr", "data.tokenizer.name: there is no 'chr'; did you mean 'char'?"),
     ("model.heads=3", "model: 3 heads do not divide a width of 16"),
+    ("model.mlp_top_k=65", "model: mlp_top_k is 65, above the MLP's hidden width of 64"),
+    ("model.residual_top_k=17", "model: residual_top_k is 17, above the width of 16"),
+    ("model.subspace_rank=17", "model: subspace_rank is 17, above the width of 16"),
+    ("model.mlp_top_k=0", "model.mlp_top_k: found 0, expected greater than or equal to 1"),
+    ("model.vq_codes=1", "model.vq_codes: found 1, expected greater than or equal to 2"),
+    ("model.sigmoid_bias=zero", "model: sigmoid_bias is zero, but attention is softmax; make it sigmoid"),
+    ("model.straight_through_sigmoid=true", "straight_through_sigmoid is on, but attention is softmax"),
+    ("model={attention: sigmoid, softmax_backward: fused}", "softmax_backward is fused, but attention is sigmoid"),
+    ("model={softmax_backward: centred, dropout: 0.1}", "not the gradient under dropout, which is 0.1; use fused"),
+    ("model.norm_backward=none", "expected 'exact', 'straight_through', 'center_scale' or 'projected'"),
     ("run.warmup_steps=30", "run: warmup_steps 30 leave nothing of a budget of 30 steps"),
     ("run.budget={steps: 3, tokens: 5}", "run.budget: give exactly one of steps, tokens, flops, seconds; found"),
     ("run.budget={}", "run.budget: give exactly one of steps, tokens, flops, seconds; found none"),
@@ -85,6 +96,23 @@ def test_a_mistaken_file_is_one_line(content, phrases, tmp_path):
     assert "\n" not in str(caught.value)
     for phrase in phrases:
         assert phrase in str(caught.value)
+
+
+CONFLICTS = [
+    (
+        ["model.frozen_embeddings=true", "credit={name: head_only, embeddings: backprop}"],
+        "model.frozen_embeddings is true",
+    ),
+    (["credit=direct_feedback", "model.dropout=0.1", "run.compile=true"], "model.dropout is 0.1"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "phrase"), CONFLICTS)
+def test_parts_that_do_not_fit_together_are_refused_and_alone_are_not(overrides, phrase):
+    with pytest.raises(RecipeError, match=re.escape(phrase)):
+        load_recipe(tiny_recipe(), overrides)
+    for left_out in overrides:
+        load_recipe(tiny_recipe(), [override for override in overrides if override != left_out])
 
 
 def test_a_missing_file_and_a_folder(tmp_path):

@@ -15,20 +15,30 @@ from heterodox.core.types import Batch, Origin, Signal
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """FLOPs of one forward pass, by where they go; a multiply–add is two. Elementwise work is not counted."""
+    """FLOPs of one forward pass, by where they go; a multiply–add is two. Elementwise work is not counted.
+
+    `fixed` goes into matrices that never learn but pass errors on, `lookup` into products that no error goes through.
+    """
 
     linear: int
     attention: int
     head: int
+    fixed: int = 0
+    lookup: int = 0
 
     @property
     def total(self) -> int:
-        return self.linear + self.attention + self.head
+        return self.linear + self.attention + self.head + self.fixed + self.lookup
+
+    @property
+    def input_gradients(self) -> int:
+        """FLOPs of a backward pass through everything, but for the gradients of the weights."""
+        return self.linear + 2 * self.attention + self.head + self.fixed
 
     @property
     def with_backward(self) -> int:
         """FLOPs of a forward pass and a backward pass that yields the gradient of every weight."""
-        return 3 * self.total
+        return self.total + self.input_gradients + self.linear + self.head
 
 
 class LanguageModel(nn.Module, ABC):

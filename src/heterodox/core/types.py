@@ -15,6 +15,9 @@ Origin = Literal["exact", "backprop", "feedback", "equilibrium", "critic", "froz
 - `equilibrium`: read off relaxed states.
 - `critic`: proposed by a learned network.
 - `frozen`: none; the parameter does not move.
+
+The true gradient is autograd's of the model as configured: where the model has a straight-through function or a
+LayerNorm whose backward pass is not exact, it is not the derivative of the loss.
 """
 ORIGINS: tuple[str, ...] = get_args(Origin)
 

@@ -38,12 +38,17 @@ class Backprop(Stateless):
     def manifest(self, model: LanguageModel) -> dict[str, Origin]:
         origins: dict[str, Origin] = {name: "backprop" for name, _ in model.named_parameters()}
         origins["head.weight"] = "exact"
-        return origins
+        return origins | frozen(model)
 
 
 def trainable(model: torch.nn.Module) -> list[str]:
     """Names of the parameters that require a gradient."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def frozen(model: torch.nn.Module) -> dict[str, Origin]:
+    """The manifest's entries of the parameters that do not, and that no rule moves."""
+    return {name: "frozen" for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 def differentiate(

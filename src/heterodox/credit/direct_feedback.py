@@ -12,14 +12,16 @@ it stays behind training the head alone (docs/rules/direct_feedback.md shows the
 `stream` mends without any transposed weight. All layers that add to the residual stream have the same true error, so
 they share one B, and the head needs to align with one matrix only. The final norm's own derivative is applied. And
 q, k and v learn behind the derivative of the attention that mixes them (f above, as the GELU is for fc): the error of
-one position is the fault of others. The few gains of norms learn from s as it is.
+one position is the fault of others. The few gains of norms learn from s as it is. Where a residual gate or dropout
+stands between l and the stream, its derivative, mask included, is applied to s. The stream's bottlenecks are not: s
+passes them as if they were not there.
 
 Reference: Nøkland, "Direct feedback alignment provides learning in deep neural networks", NeurIPS 2016; for
 transformers Launay, Poli, Boniface and Krzakala, "Direct feedback alignment scales to modern deep learning tasks and
 architectures", NeurIPS 2020 (who backpropagate within a block; here no error passes any layer's weights).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -27,14 +29,16 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from heterodox.core import config
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Origin, Signal
 from heterodox.credit.elsewhere import Elsewhere, backprop_elsewhere, feedback_manifest
 from heterodox.credit.feedback_matrices import FeedbackOptions
-from heterodox.credit.tape import POINTWISE, Operation, Record, Tape, record_layers
-from heterodox.model.attention import CausalMix
+from heterodox.credit.operation import error_through
+from heterodox.credit.tape import POINTWISE, Record, Tape, record_layers
+from heterodox.model import CausalMix, HardTopK, ResidualGate
 
 Route = Literal["stream", "own"]
 STREAM = "stream"
@@ -48,12 +52,24 @@ class DirectFeedback:
         route: Route = Field("stream", description="own: each layer's own matrix from the logits, to the letter")
         elsewhere: Elsewhere = "local"
 
+        def refusals(self, recipe: config.Config) -> list[str]:
+            reasons = super().refusals(recipe)
+            whole = recipe.model_dump(include={"model", "run"})
+            dropout = whole["model"].get("dropout")
+            again = self.route == "stream" or whole["model"].get("sigmoid_bias") == "learned"
+            if whole["run"]["compile"] and dropout and again:
+                reasons.append(
+                    f"direct_feedback draws its dropout masks a second time (model.dropout is {dropout}), which a "
+                    "compiled model does not let it; make run.compile false or the dropout 0"
+                )
+            return reasons
+
         def build(self, model: LanguageModel, streams: Streams) -> "DirectFeedback":
             vocab, width = model.head.out_features, model.head.in_features
             shapes = {STREAM: (vocab, width)} if self.route == "stream" else {}
             for record in _tape_of(model, self.route).records:
                 layer, point = record.layer, record.point
-                learns = isinstance(layer, nn.Linear) or self.elsewhere == "local"
+                learns = record.learns and (isinstance(layer, nn.Linear) or self.elsewhere == "local")
                 on_stream = self.route == "stream" and _takes_stream_error(model, record)
                 if learns and layer is not model.head and not on_stream:
                     shapes[point] = (vocab if self.route == "own" else width, record.point_width)
@@ -108,7 +124,7 @@ class DirectFeedback:
 
         entering = error @ self.feedback[STREAM].to(error.dtype)
         final = next(record for record in tape.records if record.layer is model.ln_f)
-        _, (stream,) = Operation("ln_f", model.ln_f, (final.source.held,), entering.shape).vjp(entering)
+        stream = error_through(model.ln_f, final.source.held, entering)
         latest: list[tuple[str, Tensor]] = []  # q, k and v share a point
 
         def along(record: Record) -> Tensor | None:
@@ -132,8 +148,13 @@ class DirectFeedback:
     def _flops(self, model: LanguageModel, batch: Batch) -> int:
         forward = model.forward_flops(*batch.inputs.shape)
         projections = 2 * batch.num_tokens * sum(matrix.numel() for matrix in self.feedback.values())
-        through_attention = 3 * forward.attention if self.route == "stream" else 0  # once more, and back
-        return forward.total + forward.linear + forward.head + projections + through_attention
+        if self.route == "stream":
+            again = 3 * forward.attention  # once more, and back
+        elif self.elsewhere == "local" and any(parameter.requires_grad for parameter in _of_mixes(model)):
+            again = 3 * forward.attention // 2  # once more, and back to the weights
+        else:
+            again = 0
+        return forward.total + forward.linear + forward.head + projections + again
 
     def state(self) -> Tree:
         return {"feedback": self.feedback}
@@ -142,7 +163,17 @@ class DirectFeedback:
         restore(self.feedback, tree.get("feedback", {}), "feedback matrix")
 
 
-_OPERATIONS: dict[Route, tuple[type[nn.Module], ...]] = {"own": POINTWISE, "stream": (*POINTWISE, CausalMix)}
+_OPERATIONS: dict[Route, tuple[type[nn.Module], ...]] = {
+    "own": (*POINTWISE, HardTopK),
+    "stream": (*POINTWISE, HardTopK, CausalMix, ResidualGate, nn.Dropout),
+}
+
+
+def _of_mixes(model: LanguageModel) -> Iterator[nn.Parameter]:
+    """What attention learns between its projections."""
+    for module in model.modules():
+        if isinstance(module, CausalMix):
+            yield from module.parameters()
 
 
 @torch.no_grad()

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.types import Batch, Cost, Origin
-from heterodox.credit.backprop import differentiate
+from heterodox.credit.backprop import differentiate, frozen, trainable
 from heterodox.credit.feedback import linear_layers
 
 Elsewhere = Literal["backprop", "local", "frozen"]
 
 
 def elsewhere_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that belong to no linear layer."""
+    """Names of the trainable parameters that belong to no linear layer."""
     inside = {f"{layer}." for layer in linear_layers(model)}
-    return [n for n, _ in model.named_parameters() if n[: n.rfind(".") + 1] not in inside]
+    return [name for name in trainable(model) if name[: name.rfind(".") + 1] not in inside]
 
 
 def feedback_manifest(model: LanguageModel, elsewhere: Elsewhere) -> dict[str, Origin]:
@@ -30,7 +30,7 @@ def feedback_manifest(model: LanguageModel, elsewhere: Elsewhere) -> dict[str, O
     origins: dict[str, Origin] = {name: "feedback" for name, _ in model.named_parameters()}
     origins |= dict.fromkeys(elsewhere_names(model), signal[elsewhere])
     origins["head.weight"] = "exact"
-    return origins
+    return origins | frozen(model)
 
 
 def backprop_elsewhere(
@@ -39,4 +39,4 @@ def backprop_elsewhere(
     """The exact gradients of the parameters elsewhere, and what the second pass costs (no new tokens)."""
     exact = differentiate(model, batch, weights, objective, elsewhere_names(model))
     forward = model.forward_flops(*batch.inputs.shape)
-    return exact.grads, Cost(flops=2 * forward.linear + 3 * forward.attention + 2 * forward.head)
+    return exact.grads, Cost(flops=forward.total + forward.input_gradients)

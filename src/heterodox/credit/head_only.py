@@ -15,7 +15,7 @@ from heterodox.core import config
 from heterodox.core.protocols import LanguageModel, Objective, Stateless
 from heterodox.core.rng import Streams
 from heterodox.core.types import Batch, Cost, Origin, Signal
-from heterodox.credit.backprop import differentiate
+from heterodox.credit.backprop import differentiate, frozen
 
 
 class HeadOnly(Stateless):
@@ -24,6 +24,11 @@ class HeadOnly(Stateless):
     class Config(config.Config):
         name: Literal["head_only"] = "head_only"
         embeddings: Literal["frozen", "backprop"] = "frozen"
+
+        def refusals(self, recipe: config.Config) -> list[str]:
+            if self.embeddings == "backprop" and recipe.model_dump(include={"model"})["model"].get("frozen_embeddings"):
+                return ["credit.embeddings is backprop, but model.frozen_embeddings is true; change one of them"]
+            return []
 
         def build(self, model: LanguageModel, streams: Streams) -> "HeadOnly":
             return HeadOnly(embeddings=self.embeddings)
@@ -36,17 +41,18 @@ class HeadOnly(Stateless):
     ) -> Signal:
         forward_flops = model.forward_flops(*batch.inputs.shape)
         backward_flops = 2 * forward_flops.head
-        if self.embeddings == "backprop":
-            forward = model
-            backward_flops += forward_flops.linear + 2 * forward_flops.attention
-        else:
+        names = [name for name, origin in self.manifest(model).items() if origin != "frozen"]
+        if model.embedding_names.isdisjoint(names):
 
             def forward(tokens: Tensor) -> Tensor:
                 with torch.no_grad():
                     hidden = model.features(tokens)
                 return model.readout(hidden)
 
-        names = [name for name, origin in self.manifest(model).items() if origin != "frozen"]
+        else:
+            forward = model
+            backward_flops = forward_flops.input_gradients + forward_flops.head
+
         signal = differentiate(model, batch, weights, objective, names, forward)
         signal.cost = Cost(tokens=batch.num_tokens, flops=forward_flops.total + backward_flops)
         return signal
@@ -59,4 +65,4 @@ class HeadOnly(Stateless):
             name: "backprop" if name in learning else "frozen" for name, _ in model.named_parameters()
         }
         origins["head.weight"] = "exact"
-        return origins
+        return origins | frozen(model)

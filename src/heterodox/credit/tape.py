@@ -1,11 +1,12 @@
 """A forward pass that keeps, for each layer, just what the layer's own weight gradient needs: no autograd graph.
 
-Works on any module made of linear, LayerNorm and embedding layers, with operations that have no parameters between
-them. What a norm or an activation puts out is not kept but computed again from its input.
+Works on any module made of linear, LayerNorm and embedding layers, with operations between them. Another module that
+holds parameters, and no modules, learns by its own derivative, taken at its inputs once more. What a norm or an
+activation puts out is not kept but computed again, under dropout with the same mask.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from heterodox.core.held import hold
+from heterodox.credit.operation import Call, Operation, random_state
 
 POINTWISE: tuple[type[nn.Module], ...] = (
     nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.LeakyReLU,
@@ -28,34 +30,18 @@ class Source:
     """A layer's input: the held tensor itself, or what `maker` makes of it."""
 
     held: Tensor
-    maker: nn.Module | None = None
+    maker: Callable[[Tensor], Tensor] | None = None
 
     def value(self) -> Tensor:
-        return self.held if self.maker is None else self.maker.forward(self.held)
+        return self.held if self.maker is None else self.maker(self.held)
 
 
-@dataclass(frozen=True)
-class Operation:
-    """A module without parameters that consumed layers' outputs: an activation, attention's mixing."""
-
-    name: str
-    module: nn.Module
-    inputs: tuple[Tensor, ...]
-    output_shape: torch.Size
-
-    def vjp(self, delta: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The output again, and the error at each input given the error at the output."""
-        with torch.enable_grad():
-            leaves = [x.detach().requires_grad_() for x in self.inputs]
-            output = self.module.forward(*leaves)
-            return output.detach(), torch.autograd.grad(output, leaves, delta.to(output.dtype))
-
-
-@dataclass
+@dataclass(eq=False)
 class Record:
     """One layer's part in the forward pass; `consumer` is the operation that took its output as input `slot`.
 
-    `point` names where the error for this layer enters: the layer's own output, or behind its consumer.
+    `point` names where the error for this layer enters: the layer's own output, or behind its consumer. A module that
+    learns by its own derivative is the operation `own`; if errors also pass through it, it is its own consumer.
     """
 
     name: str
@@ -64,6 +50,7 @@ class Record:
     output_shape: torch.Size
     consumer: Operation | None = None
     slot: int = 0
+    own: Operation | None = None
 
     @property
     def point(self) -> str:
@@ -73,6 +60,11 @@ class Record:
     def point_width(self) -> int:
         return (self.output_shape if self.consumer is None else self.consumer.output_shape)[-1]
 
+    @property
+    def learns(self) -> bool:
+        """Whether any parameter of the layer is trainable."""
+        return any(parameter.requires_grad for parameter in self.layer.parameters())
+
 
 class Tape:
     """The records of one forward pass, in order."""
@@ -80,58 +72,71 @@ class Tape:
     def __init__(self) -> None:
         self.records: list[Record] = []
         self._made: dict[int, tuple[weakref.ref[Tensor], Source]] = {}
-        self._outputs: dict[int, tuple[weakref.ref[Tensor], Record]] = {}
-        self._remade: list[tuple[Tensor, Tensor]] = []  # held tensors and what was made of them, the latest two
-        self._errors: tuple[Operation, Tensor, tuple[Tensor, ...]] | None = None
+        # By a tensor's id: the records whose error enters there, and the operation behind them if there is one.
+        self._outputs: dict[int, tuple[weakref.ref[Tensor], list[Record], Operation | None]] = {}
+        self._states: dict[str, Tensor | None] = {}
+        self._remade: list[tuple[Source, Tensor]] = []  # the latest two
+        self._behind: tuple[Operation, Tensor, tuple[Tensor, ...], dict[str, Tensor]] | None = None
 
     def input_of(self, record: Record) -> Tensor:
         """The layer's input. The latest ones computed are kept, since neighbours share them."""
         source = record.source
         if source.maker is None:
             return source.held
-        for held, made in self._remade:
-            if held is source.held:
+        for known, made in self._remade:
+            if known.held is source.held and known.maker == source.maker:
                 return made
-        return self._remember(source.held, source.value())
+        return self._remember(source, source.value())
 
-    def _remember(self, held: Tensor, made: Tensor) -> Tensor:
-        self._remade = [(held, made), *self._remade[:1]]
+    def _remember(self, source: Source, made: Tensor) -> Tensor:
+        self._remade = [(source, made), *self._remade[:1]]
         return made
 
     def gradients(self, record: Record, delta: Float[Tensor, "*lead out"]) -> Iterator[tuple[str, Tensor]]:
-        """The layer's own parameter gradients, in their parameters' dtype, given the error at the layer's `point`."""
+        """The layer's trainable parameters' gradients, in their dtype, given the error at the layer's `point`."""
+        if not record.learns:
+            return
         for name, gradient in self._gradients(record, delta):
-            yield name, gradient.to(record.layer.get_parameter(name.rpartition(".")[2]).dtype)
+            parameter = record.layer.get_parameter(name)
+            if parameter.requires_grad:
+                yield f"{record.name}.{name}", gradient.to(parameter.dtype)
 
     def _gradients(self, record: Record, delta: Tensor) -> Iterator[tuple[str, Tensor]]:
+        grads: dict[str, Tensor] = {}
         if record.consumer is not None:
-            delta = self._behind(record.consumer, delta)[record.slot]
-        layer, name = record.layer, record.name
-        if isinstance(layer, nn.Linear):
+            errors, grads = self._through(record.consumer, delta)
+            delta = errors[record.slot]
+        layer = record.layer
+        if record.own is not None:
+            if record.own is not record.consumer:
+                _, _, grads = record.own.vjp(delta, through=False)
+            start = f"{record.name}."
+            yield from ((name.removeprefix(start), g) for name, g in grads.items() if name.startswith(start))
+        elif isinstance(layer, nn.Linear):
             rows = delta.flatten(0, -2)
-            yield f"{name}.weight", rows.T @ self.input_of(record).flatten(0, -2).to(rows.dtype)
+            yield "weight", rows.T @ self.input_of(record).flatten(0, -2).to(rows.dtype)
             if layer.bias is not None:
-                yield f"{name}.bias", rows.sum(0)
+                yield "bias", rows.sum(0)
         elif isinstance(layer, nn.LayerNorm):
             leading = tuple(range(delta.ndim - len(layer.normalized_shape)))
             if layer.weight is not None:
                 normal = F.layer_norm(record.source.held.to(delta.dtype), layer.normalized_shape, eps=layer.eps)
-                yield f"{name}.weight", (delta * normal).sum(leading)
+                yield "weight", (delta * normal).sum(leading)
             if layer.bias is not None:
-                yield f"{name}.bias", delta.sum(leading)
+                yield "bias", delta.sum(leading)
         else:
             assert isinstance(layer, nn.Embedding)
             rows = delta.sum_to_size(record.output_shape).flatten(0, -2).to(layer.weight.dtype)
-            indices = record.source.held.flatten()
-            yield f"{name}.weight", torch.zeros_like(layer.weight).index_add_(0, indices, rows)
+            yield "weight", torch.zeros_like(layer.weight).index_add_(0, record.source.held.flatten(), rows)
 
-    def _behind(self, operation: Operation, delta: Tensor) -> tuple[Tensor, ...]:
-        if self._errors is None or self._errors[0] is not operation or self._errors[1] is not delta:
-            output, errors = operation.vjp(delta)
-            self._errors = (operation, delta, errors)
+    def _through(self, operation: Operation, delta: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """Errors at the operation's inputs and its parameters' gradients; the latest are kept for its other inputs."""
+        if self._behind is None or self._behind[0] is not operation or self._behind[1] is not delta:
+            output, errors, grads = operation.vjp(delta)
+            self._behind = (operation, delta, errors, grads)
             if len(operation.inputs) == 1:
-                self._remember(operation.inputs[0], output)
-        return self._errors[2]
+                self._remember(Source(operation.inputs[0], operation.run), output)
+        return self._behind[2:]
 
     def _after_linear(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         known = self._made.get(id(args[0]))
@@ -141,29 +146,50 @@ class Tape:
     def _after_plain(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self._keep(Record(name, layer, Source(hold(args[0])), output.shape), output)
         if isinstance(layer, nn.LayerNorm):
-            self._made[id(output)] = (weakref.ref(output), Source(args[0], layer))
+            self._made[id(output)] = (weakref.ref(output), Source(args[0], layer.forward))
+
+    def _before_operation(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._states[name] = random_state(module, args[0].device)
+
+    def _after_own(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        own = Operation((Call(name, module, self._states[name]),), tuple(hold(x) for x in args), output.shape)
+        self._keep(Record(name, module, Source(args[0]), output.shape, own=own), output)
 
     def _after_operation(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        makers = [self._outputs.get(id(x)) for x in args]
-        records = [known[1] for known, x in zip(makers, args, strict=True) if known and known[0]() is x]
-        if len(records) < len(args):  # not straight behind layers: nothing to learn from its derivative
+        found = [known for x in args if (known := self._outputs.get(id(x))) and known[0]() is x]
+        records = [record for _, behind, _ in found for record in behind]
+        before = found[0][2] if found else None
+        call = Call(name, module, self._states[name])
+        own = [Record(name, module, Source(args[0]), output.shape)] if any(True for _ in module.parameters()) else []
+        if len(found) == len(args) == 1 and before is not None:  # in a row
+            operation = Operation((*before.calls, call), before.inputs, output.shape)
+        elif len(found) == len(args) and all(known[2] is None for known in found):
+            operation = Operation((call,), tuple(hold(x) for x in args), output.shape)
+            for slot, record in enumerate(records):
+                record.slot = slot
+        else:  # not straight behind layers: nothing else to learn from its derivative
+            if own:
+                self._after_own(name, module, args, output)
             return
-        operation = Operation(name, module, tuple(hold(x) for x in args), output.shape)
-        for slot, record in enumerate(records):
-            record.consumer, record.slot = operation, slot
-        if len(args) == 1:
-            self._made[id(output)] = (weakref.ref(output), Source(args[0], module))
+        for record in [*records, *own]:
+            record.own = operation if record in own or (before and record.own is before) else record.own
+            record.consumer = operation
+        self.records += own
+        self._outputs[id(output)] = (weakref.ref(output), [*records, *own], operation)
+        if len(operation.inputs) == 1:
+            self._made[id(output)] = (weakref.ref(output), Source(operation.inputs[0], operation.run))
 
     def _keep(self, record: Record, output: Tensor) -> None:
         self.records.append(record)
-        self._outputs[id(output)] = (weakref.ref(output), record)
+        self._outputs[id(output)] = (weakref.ref(output), [record], None)
 
 
 @contextmanager
 def record_layers(model: nn.Module, operations: tuple[type[nn.Module], ...] = POINTWISE) -> Iterator[Tape]:
     """Within the context, write every forward call of `model`'s layers on a tape. Run it under `torch.no_grad()`.
 
-    Errors are carried back through modules of the types in `operations` by their own derivative.
+    Errors are carried back through modules of the types in `operations` by their own derivative, also through several
+    in a row.
     """
     tape = Tape()
     handles = []
@@ -172,8 +198,9 @@ def record_layers(model: nn.Module, operations: tuple[type[nn.Module], ...] = PO
             hook = partial(tape._after_linear, name)
         elif isinstance(module, (nn.LayerNorm, nn.Embedding)):
             hook = partial(tape._after_plain, name)
-        elif isinstance(module, operations):
-            hook = partial(tape._after_operation, name)
+        elif isinstance(module, operations) or (any(True for _ in module.parameters()) and not any(module.children())):
+            hook = partial(tape._after_operation if isinstance(module, operations) else tape._after_own, name)
+            handles.append(module.register_forward_pre_hook(partial(tape._before_operation, name)))
         else:
             continue
         handles.append(module.register_forward_hook(hook))

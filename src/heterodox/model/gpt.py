@@ -2,83 +2,37 @@
 
 Differences from GPT-2: q, k and v are separate projections, the output head is not tied to the token embedding, the
 GELU is exact, and linear layers have no bias unless asked.
+
+Switches replace softmax by sigmoid attention, derivatives by local approximations, and what the stream may carry by a
+bottleneck; docs/model.md has the equation and the source of each. With a straight-through function or a LayerNorm that
+is not exact, autograd's gradient is that of the model as configured, and so is what manifests and probes then call
+`exact` and `backprop`: not the derivative of the loss.
 """
 
-import math
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from heterodox.core import config
 from heterodox.core.protocols import ForwardFlops, LanguageModel
 from heterodox.core.rng import Streams
-from heterodox.model.attention import CausalSelfAttention
-
-
-class MLP(nn.Module):
-    """Two linear layers around a GELU."""
-
-    def __init__(self, width: int, hidden: int, *, bias: bool) -> None:
-        super().__init__()
-        self.fc = nn.Linear(width, hidden, bias=bias)
-        self.act = nn.GELU()
-        self.proj = nn.Linear(hidden, width, bias=bias)
-
-    def forward(self, x: Float[Tensor, "*lead width"]) -> Float[Tensor, "*lead width"]:
-        return self.proj(self.act(self.fc(x)))
-
-
-class Block(nn.Module):
-    """x + attention(ln1(x)), then x + mlp(ln2(x))."""
-
-    def __init__(self, width: int, heads: int, hidden: int, *, dropout: float, bias: bool) -> None:
-        super().__init__()
-        self.ln1 = nn.LayerNorm(width, bias=bias)
-        self.attn = CausalSelfAttention(width, heads, dropout=dropout, bias=bias)
-        self.ln2 = nn.LayerNorm(width, bias=bias)
-        self.mlp = MLP(width, hidden, bias=bias)
-        self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
-
-    def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
-        x = x + self.drop(self.attn(self.ln1(x)))
-        return x + self.drop(self.mlp(self.ln2(x)))
+from heterodox.model.attention import SigmoidBias, SoftmaxBackward, causal_mix
+from heterodox.model.block import Block
+from heterodox.model.bottleneck import DirectionalVQ, FrozenSubspace
+from heterodox.model.config import GPTOptions
+from heterodox.model.initialise import initialise
+from heterodox.model.norm import Backward, LayerNorm
 
 
 class GPT(LanguageModel):
     """Token and position embeddings, `layers` blocks, a final LayerNorm and a linear head."""
 
-    class Config(config.Config):
-        name: Literal["gpt"] = "gpt"
-        layers: int = Field(4, ge=1)
-        heads: int = Field(4, ge=1)
-        width: int = Field(128, ge=1)
-        context: int = Field(64, ge=1, description="tokens in a window")
-        mlp_ratio: int = Field(4, ge=1, description="hidden width of the MLP over the model's width")
-        dropout: float = Field(0.0, ge=0, lt=1)
-        bias: bool = False
-        vocab_size: int | None = Field(None, ge=2, description="default: the tokenizer's")
-
-        @model_validator(mode="after")
-        def _heads_divide_width(self) -> "GPT.Config":
-            if self.width % self.heads:
-                raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
-            return self
-
+    class Config(GPTOptions):
         def build(self, vocab_size: int, streams: Streams) -> "GPT":
             """A model with freshly drawn weights, on the current default device."""
-            model = GPT(
-                vocab_size=vocab_size,
-                layers=self.layers,
-                heads=self.heads,
-                width=self.width,
-                context=self.context,
-                mlp_ratio=self.mlp_ratio,
-                dropout=self.dropout,
-                bias=self.bias,
-            )
+            options = self.model_dump(exclude={"name", "vocab_size", "sigmoid_bias"})
+            model = GPT(vocab_size=vocab_size, sigmoid_bias=self.sigmoid_bias or "neg_log_n", **options)
             model.initialise(streams)
             return model
 
@@ -93,6 +47,18 @@ class GPT(LanguageModel):
         mlp_ratio: int = 4,
         dropout: float = 0.0,
         bias: bool = False,
+        attention: Literal["softmax", "sigmoid"] = "softmax",
+        softmax_backward: SoftmaxBackward = "autograd",
+        sigmoid_bias: SigmoidBias = "neg_log_n",
+        straight_through_sigmoid: bool = False,
+        straight_through_gelu: bool = False,
+        norm_backward: Backward = "exact",
+        mlp_top_k: int | None = None,
+        residual_top_k: int | None = None,
+        vq_codes: int | None = None,
+        subspace_rank: int | None = None,
+        residual_gates: bool = False,
+        frozen_embeddings: bool = False,
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
@@ -100,31 +66,48 @@ class GPT(LanguageModel):
         self.autocast_dtype: torch.dtype | None = None
         self.tok_emb = nn.Embedding(vocab_size, width)
         self.pos_emb = nn.Embedding(context, width)
+        for embedding in (self.tok_emb, self.pos_emb):
+            embedding.weight.requires_grad_(not frozen_embeddings)
         self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio * width, dropout=dropout, bias=bias) for _ in range(layers)
-        )
-        self.ln_f = nn.LayerNorm(width, bias=bias)
+        self.blocks = nn.ModuleList()
+        for _ in range(layers):
+            mix = causal_mix(
+                heads,
+                dropout,
+                context=context,
+                attention=attention,
+                softmax_backward=softmax_backward,
+                sigmoid_bias=sigmoid_bias,
+                straight_through_sigmoid=straight_through_sigmoid,
+            )
+            block = Block(
+                width,
+                mlp_ratio * width,
+                mix,
+                dropout=dropout,
+                bias=bias,
+                norm_backward=norm_backward,
+                straight_through_gelu=straight_through_gelu,
+                mlp_top_k=mlp_top_k,
+                residual_top_k=residual_top_k,
+                vq_codes=vq_codes,
+                residual_gates=residual_gates,
+            )
+            self.blocks.append(block)
+        self.subspace = FrozenSubspace(width, subspace_rank) if subspace_rank else nn.Identity()
+        self.ln_f = LayerNorm(width, bias=bias, backward=norm_backward)
         self.head = nn.Linear(width, vocab_size, bias=False)
         self.register_buffer("positions", torch.arange(context), persistent=False)
 
-    @torch.no_grad()
     def initialise(self, streams: Streams) -> None:
-        """GPT-2's initialisation. Each parameter draws from a stream of its own name, so that a switch which adds
-        a parameter leaves all others as they were."""
-        branches = math.sqrt(2 * len(self.blocks))
-        for name, parameter in self.named_parameters():
-            if parameter.ndim < 2:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
-            std = 0.02 / branches if name.endswith(("attn.o.weight", "mlp.proj.weight")) else 0.02
-            parameter.copy_(torch.randn(parameter.shape, generator=streams.generator("init", name)) * std)
+        """Draw all weights and frozen bases afresh; see `initialise.py`."""
+        initialise(self, streams, branches=2 * len(self.blocks))
 
     def features(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
         with self._autocast():
             x = self.drop(self.tok_emb(tokens) + self.pos_emb(self.positions[: tokens.shape[1]]))
             for block in self.blocks:
-                x = block(x)
+                x = self.subspace(block(x))  # one basis for all blocks
             return x
 
     def readout(self, hidden: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time vocab"]:
@@ -146,14 +129,20 @@ class GPT(LanguageModel):
 
     @property
     def stream_writers(self) -> frozenset[str]:
-        outputs = (f"blocks.{i}.{layer}" for i in range(len(self.blocks)) for layer in ("attn.o", "mlp.proj"))
-        return frozenset({"tok_emb", "pos_emb", *outputs})
+        ends = ("attn.o", "attn_gate", "mlp.proj", "mlp_gate")
+        return frozenset(
+            {"tok_emb", "pos_emb", *(f"blocks.{i}.{end}" for i in range(len(self.blocks)) for end in ends)}
+        )
 
     def forward_flops(self, batch: int, time: int) -> ForwardFlops:
+        tokens, width, layers = batch * time, self.head.in_features, len(self.blocks)
         matrices = sum(m.weight.numel() for m in self.blocks.modules() if isinstance(m, nn.Linear))
-        width = self.head.in_features
+        codes = sum(m.codebook.numel() for m in self.blocks.modules() if isinstance(m, DirectionalVQ))
+        basis = self.subspace.basis.numel() if isinstance(self.subspace, FrozenSubspace) else 0
         return ForwardFlops(
-            linear=2 * batch * time * matrices,
-            attention=4 * batch * time * time * width * len(self.blocks),
-            head=2 * batch * time * self.head.weight.numel(),
+            linear=2 * tokens * matrices,
+            attention=4 * tokens * time * width * layers,
+            head=2 * tokens * self.head.weight.numel(),
+            fixed=4 * tokens * basis * layers,
+            lookup=2 * tokens * codes,
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from heterodox.core.comm import Comm
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.types import Alignment, Batch
-from heterodox.credit.backprop import differentiate
+from heterodox.credit.backprop import differentiate, trainable
 
 
 def exact_gradients(
@@ -24,9 +24,8 @@ def exact_gradients(
     objective: Objective,
     comm: Comm,
 ) -> dict[str, Tensor]:
-    """The exact gradient of the weighted loss for every parameter, averaged over the ranks."""
-    names = [name for name, _ in model.named_parameters()]
-    grads = differentiate(model, batch, weights, objective, names).grads
+    """Autograd's gradient of the weighted loss for every trainable parameter, averaged over the ranks."""
+    grads = differentiate(model, batch, weights, objective, trainable(model)).grads
     comm.mean_(list(grads.values()))
     return grads
 

@@ -29,6 +29,8 @@ def export_run(path: Path, form: str, out: Path, checkpoint: str | None = None) 
     if out.exists():
         raise CheckpointError(f"{out} already exists; give another --out")
     run = load_run(path, checkpoint)
+    if form == "gpt2":
+        _refuse_switches(run.recipe.model)
     temporary = out.with_name(f".writing-{out.name}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -40,6 +42,15 @@ def export_run(path: Path, form: str, out: Path, checkpoint: str | None = None) 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def _refuse_switches(config: GPT.Config) -> None:
+    """Raise `RecipeError` where the forward pass is not GPT-2's; how errors travel backwards does not matter."""
+    plain = GPT.Config()
+    foreign = ("attention", "mlp_top_k", "residual_top_k", "vq_codes", "subspace_rank", "residual_gates")
+    on = [f"{key} {getattr(config, key)}" for key in foreign if getattr(config, key) != getattr(plain, key)]
+    if on:
+        raise RecipeError(f"GPT-2 has nothing like the model's {', '.join(on)}; export it as safetensors")
 
 
 def _write_safetensors(run: TrainedRun, folder: Path) -> None:

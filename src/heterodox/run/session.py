@@ -122,7 +122,7 @@ def build_model(recipe: Recipe, vocab_size: int, device: str) -> LanguageModel:
     for parameter in model.parameters():  # not `model.to`, which cannot convert the fake tensors of a plan
         parameter.data = parameter.data.to(device, DTYPES[recipe.run.precision])
     for buffer in model.buffers():
-        buffer.data = buffer.data.to(device)
+        buffer.data = buffer.data.to(device, DTYPES[recipe.run.precision] if buffer.is_floating_point() else None)
     if recipe.run.precision == "bfloat16":
         model.autocast_dtype = torch.bfloat16
     return model

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from heterodox import catalog
-from heterodox.core.errors import CheckpointError
+from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.run.export import export_run
 from heterodox.run.generate_run import generate_run
 from heterodox.run.load import load_run
@@ -16,6 +16,7 @@ from heterodox.run.plan import plan
 from heterodox.run.probe_run import probe_run
 from heterodox.run.train import train
 from tests.command import heterodox
+from tests.switches import SWITCHES
 from tests.tiny import tiny_recipe
 
 CONTEXT = 16
@@ -110,6 +111,26 @@ def test_transformers_gives_the_same_logits(bias, trained, tmp_path):
     assert a.std() > 0.1
     assert (a - b).abs().max() < 1e-5
     assert (tmp_path / "gpt2" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_gpt2_takes_only_models_with_its_own_forward_pass(switch, tmp_path):
+    train(
+        tiny_recipe(model=SWITCHES[switch], run={"budget": {"steps": 1}, "sampling": {"tokens": 0}}), tmp_path / "run"
+    )
+    same_forward = {"softmax_backward", "straight_through_gelu", "norm_backward", "frozen_embeddings"}
+    if same_forward.issuperset(SWITCHES[switch]):
+        export_run(tmp_path / "run", "gpt2", tmp_path / "gpt2")
+        return
+    key, value = next(iter(SWITCHES[switch].items()))
+    with pytest.raises(
+        RecipeError, match=f"GPT-2 has nothing like the model's {key} {value}; export it as safetensors"
+    ):
+        export_run(tmp_path / "run", "gpt2", tmp_path / "gpt2")
+    assert not (tmp_path / "gpt2").exists()
+    export_run(tmp_path / "run", "safetensors", tmp_path / "weights")
+    with safe_open(tmp_path / "weights", "pt") as file:  # frozen bases and all
+        assert set(file.keys()) == set(load_run(tmp_path / "run").model.state_dict())
 
 
 @pytest.mark.parametrize("credit", [catalog.part_name(part) for part in catalog.PARTS["credit"]])

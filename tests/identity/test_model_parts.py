@@ -1,0 +1,351 @@
+"""The model's parts alone: every backward pass that claims to be exact is, and those that do not are not. float64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.gradcheck import GradcheckError
+from torch.func import grad, jvp, vjp, vmap
+
+from heterodox.core.rng import Streams
+from heterodox.model import (
+    CausalMix,
+    DirectionalVQ,
+    FrozenSubspace,
+    FusedSoftmaxMix,
+    LayerNorm,
+    SigmoidMix,
+    StraightThroughGELU,
+    StraightThroughSigmoid,
+    hard_top_k,
+    layer_norm,
+    softmax_value,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*jit.script.*:DeprecationWarning")  # of torch, within jvp
+
+LEADS = [(), (3,), (2, 3)]
+BACKWARDS = ["exact", "straight_through", "center_scale", "projected"]
+
+
+def draw(*shape: int, seed: int = 0, requires_grad: bool = True) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_(requires_grad)
+
+
+def is_exact(function, *inputs: Tensor) -> bool:
+    """Whether backward, batched and forward-mode derivatives are those of finite differences."""
+    try:
+        return gradcheck(function, inputs, check_forward_ad=True, check_batched_grad=True)
+    except GradcheckError:
+        return False
+
+
+def forward_mode_is_the_transpose(function, x: Tensor) -> bool:
+    """⟨δ, J t⟩ = ⟨Jᵀ δ, t⟩, and not 0."""
+    x = x.detach()
+    out, pull = vjp(function, x)
+    delta, tangent = draw(*out.shape, seed=1, requires_grad=False), draw(*x.shape, seed=2, requires_grad=False)
+    forth, back = (delta * jvp(function, (x,), (tangent,))[1]).sum(), (pull(delta)[0] * tangent).sum()
+    return bool(back.abs() > 1e-3) and torch.allclose(forth, back, rtol=1e-12)
+
+
+class TestStraightThrough:
+    @pytest.mark.parametrize("lead", LEADS)
+    @pytest.mark.parametrize(
+        ("module", "plain"), [(StraightThroughSigmoid(), torch.sigmoid), (StraightThroughGELU(), F.gelu)]
+    )
+    def test_the_value_is_the_functions_and_the_derivative_is_1(self, module, plain, lead):
+        x = draw(*lead, 4)
+        delta = draw(*lead, 4, seed=1, requires_grad=False)
+        assert torch.equal(module(x), plain(x))
+        assert torch.equal(torch.autograd.grad(module(x), x, delta)[0], delta)
+        assert not is_exact(module, x)
+        assert is_exact(plain, x)
+        assert forward_mode_is_the_transpose(module, x)
+        with torch.no_grad():
+            per_example = vmap(grad(lambda a: module(a).square().sum()))(draw(5, *lead, 4, requires_grad=False))
+        assert per_example.shape == (5, *lead, 4)
+
+    def test_twice(self):
+        """The second derivative sees the first one as it is computed: that of module² is 2 · module, then 2."""
+        x = draw(3)
+        (first,) = torch.autograd.grad(StraightThroughSigmoid()(x).square().sum(), x, create_graph=True)
+        assert torch.equal(first, 2 * torch.sigmoid(x))
+        assert torch.equal(torch.autograd.grad(first.sum(), x)[0], torch.full_like(x, 2.0))
+
+    def test_infinities_stay_infinities(self):
+        x = torch.tensor([-torch.inf, 0.0, torch.inf], requires_grad=True)
+        assert StraightThroughSigmoid()(x).tolist() == [0.0, 0.5, 1.0]
+
+
+class TestLayerNorm:
+    @pytest.mark.parametrize("eps", [0.0, 1e-5, 1e-2, 1.0])
+    @pytest.mark.parametrize("lead", LEADS)
+    def test_projected_is_the_exact_gradient_for_any_eps(self, lead, eps):
+        def projected(x, weight, bias):
+            return layer_norm(x, (5,), weight, bias, eps, backward="projected")
+
+        x, weight, bias = draw(*lead, 5), draw(5, seed=1), draw(5, seed=2)
+        assert is_exact(projected, x, weight, bias)
+        assert gradgradcheck(projected, (x, weight, bias))
+
+    @pytest.mark.parametrize("backward", ["center_scale", "straight_through"])
+    def test_the_others_are_not_but_for_their_own_parameters(self, backward):
+        x, weight, bias = draw(3, 5), draw(5, seed=1), draw(5, seed=2)
+        assert not is_exact(lambda a: layer_norm(a, (5,), weight.detach(), None, 1e-5, backward=backward), x)
+        assert is_exact(lambda w, b: layer_norm(x.detach(), (5,), w, b, 1e-5, backward=backward), weight, bias)
+
+    def test_what_each_passes_on(self):
+        x, weight = draw(3, 5), draw(5, seed=1, requires_grad=False)
+        delta = draw(3, 5, seed=2, requires_grad=False)
+        found = {
+            backward: torch.autograd.grad(layer_norm(x, (5,), weight, None, 0.1, backward=backward), x, delta)[0]
+            for backward in BACKWARDS
+        }
+        with torch.no_grad():
+            inverse = (x.var(-1, correction=0, keepdim=True) + 0.1).rsqrt()
+            z = (x - x.mean(-1, keepdim=True)) * inverse
+            v = weight * delta
+            centred = v - v.mean(-1, keepdim=True)
+            late = weight * (delta - delta.mean(-1, keepdim=True) - z * (delta * z).mean(-1, keepdim=True)) * inverse
+        same = {"rtol": 1e-12, "atol": 1e-14}
+        assert torch.equal(found["straight_through"], delta)
+        assert torch.allclose(found["center_scale"], centred * inverse, **same)
+        assert torch.allclose(found["projected"], (centred - z * (v * z).mean(-1, keepdim=True)) * inverse, **same)
+        assert torch.allclose(found["projected"], found["exact"], **same)
+        assert not torch.allclose(found["projected"], late, rtol=1e-2)  # γ is applied before projecting, not after
+        assert not torch.allclose(found["projected"], found["center_scale"], rtol=1e-2)
+
+    @pytest.mark.parametrize("backward", BACKWARDS)
+    @pytest.mark.parametrize("shape", [(5,), (4, 5)])
+    def test_values_are_the_same_and_forward_mode_is_the_transpose(self, shape, backward):
+        norm, plain = LayerNorm(list(shape), backward=backward).double(), torch.nn.LayerNorm(shape).double()
+        for parameter, other in zip(norm.parameters(), plain.parameters(), strict=True):
+            parameter.data = other.data = draw(*shape, seed=parameter.ndim, requires_grad=False)
+        x = draw(2, 3, *shape)
+        assert torch.equal(norm(x), plain(x))
+        assert forward_mode_is_the_transpose(norm, x)
+        with torch.no_grad():
+            assert torch.allclose(vmap(norm)(x.detach()), plain(x), rtol=1e-13)
+
+    @pytest.mark.parametrize("backward", BACKWARDS)
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_without_bias_and_without_gains(self, bias, backward):
+        for norm in (
+            LayerNorm(4, bias=bias, backward=backward),
+            LayerNorm(4, elementwise_affine=False, backward=backward),
+        ):
+            norm(torch.randn(2, 4, requires_grad=True)).square().sum().backward()
+            assert all(parameter.grad is not None for parameter in norm.parameters())
+
+
+class TestSoftmaxValue:
+    def tensors(self, lead: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of a causal attention, values and a dropout mask."""
+        scores, values = draw(*lead, 4, 4), draw(*lead, 4, 3, seed=1)
+        kept = torch.rand(*lead, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.6
+        assert kept.any()
+        assert not kept.all()
+        return scores, values, kept.double() / 0.6
+
+    @pytest.mark.parametrize("lead", LEADS)
+    @pytest.mark.parametrize("dropout", [False, True])
+    @pytest.mark.parametrize("causal", [False, True])
+    def test_the_fused_backward_pass_is_exact_dropout_included(self, lead, dropout, causal):
+        scores, values, mask = self.tensors(lead)
+        mask = mask if dropout else None
+        hidden = ~torch.ones(4, 4, dtype=torch.bool).tril()
+
+        def fused(s, v):
+            return softmax_value(s.masked_fill(hidden, -torch.inf) if causal else s, v, mask)
+
+        assert is_exact(fused, scores, values)
+        assert gradgradcheck(fused, (scores, values))
+        weights = (scores.masked_fill(hidden, -torch.inf) if causal else scores).softmax(-1)
+        expected = (weights if mask is None else weights * mask) @ values
+        assert torch.allclose(fused(scores, values), expected, rtol=1e-13)
+
+    def test_the_centred_form_is_exact_without_dropout_only(self):
+        scores, values, mask = self.tensors((2,))
+        assert is_exact(lambda s, v: softmax_value(s, v, form="centred"), scores, values)
+        assert not is_exact(lambda s, v: softmax_value(s, v, mask, form="centred"), scores, values)
+
+        def of_scores(s):
+            return softmax_value(s, values.detach(), mask, form="centred")
+
+        delta = draw(2, 4, 3, seed=5, requires_grad=False)
+        output = of_scores(scores)
+        (found,) = torch.autograd.grad(output, scores, delta)
+        apart = values[..., None, :, :] - output[..., :, None, :]  # V_j − O_i
+        literal = scores.softmax(-1) * (delta[..., :, None, :] * apart).sum(-1)
+        assert torch.allclose(found, literal.detach(), rtol=1e-12)
+        assert forward_mode_is_the_transpose(of_scores, scores)
+
+    def test_under_vmap_and_grad(self):
+        scores, values, mask = (t.detach() for t in self.tensors((3,)))
+        with torch.no_grad():
+            one_by_one = vmap(grad(lambda s, v, m: softmax_value(s, v, m).square().sum()))(scores, values, mask)
+            whole = grad(lambda s: softmax_value(s, values, mask).square().sum())(scores)
+        assert whole.norm() > 1e-2
+        assert torch.allclose(one_by_one, whole, rtol=1e-12)
+
+
+class TestBottlenecks:
+    @pytest.mark.parametrize("lead", LEADS)
+    def test_top_k_keeps_the_largest_and_their_errors(self, lead):
+        x = draw(*lead, 6)
+        kept = hard_top_k(x, 2)
+        assert bool(((kept != 0).sum(-1) == 2).all())
+        assert bool((kept.abs().sum(-1) == x.abs().topk(2).values.sum(-1)).all())
+        assert torch.equal(torch.autograd.grad(kept.sum(), x)[0], (kept != 0).double())
+        assert is_exact(lambda a: hard_top_k(a, 2), x)
+        assert gradgradcheck(lambda a: hard_top_k(a, 2).square(), (x,))
+        assert torch.equal(hard_top_k(x, 6), x)
+        with torch.no_grad():
+            assert torch.equal(vmap(lambda a: hard_top_k(a, 2))(x[None]), kept[None])
+
+    @pytest.mark.parametrize("k", [0, 7])
+    def test_top_k_of_more_than_there_are(self, k):
+        with pytest.raises(ValueError, match=f"keeps {k} of 6"):
+            hard_top_k(draw(6), k)
+
+    @pytest.mark.parametrize("lead", LEADS)
+    def test_vq_keeps_the_length_and_takes_the_nearest_direction(self, lead):
+        vq = DirectionalVQ(5, 7, Streams(0).generator("init", "vq")).double()
+        vq.codebook = F.normalize(vq.codebook, dim=-1)  # once more, in float64
+        h = draw(*lead, 5)
+        out = vq(h)
+        direction = F.normalize(out, dim=-1)
+        assert torch.allclose(out.norm(dim=-1), h.norm(dim=-1), rtol=1e-12)
+        cosines = F.normalize(h, dim=-1) @ vq.codebook.T
+        assert torch.allclose((direction @ vq.codebook.T).max(-1).values, torch.ones(lead, dtype=torch.float64))
+        assert torch.allclose((direction * F.normalize(h, dim=-1)).sum(-1), cosines.max(-1).values)
+        assert torch.allclose(vq(out), out, rtol=1e-12)
+        delta = draw(*lead, 5, seed=1, requires_grad=False)
+        assert torch.equal(torch.autograd.grad(vq(h), h, delta)[0], delta)
+        assert not is_exact(vq, h)
+        assert forward_mode_is_the_transpose(vq, h)
+        assert not dict(vq.named_parameters())
+        assert vq(torch.zeros(5, dtype=torch.float64)).norm() == 0
+
+    @pytest.mark.parametrize("lead", LEADS)
+    def test_the_subspace_is_an_orthogonal_projection(self, lead):
+        subspace = FrozenSubspace(6, 2, Streams(0).generator("init", "subspace")).double()
+        subspace.basis = torch.linalg.qr(subspace.basis).Q  # once more, in float64
+        h = draw(*lead, 6)
+        once = subspace(h)
+        assert torch.allclose(subspace(once), once, rtol=1e-12)
+        assert not torch.allclose(once, h, rtol=1e-2)
+        assert torch.allclose(((h - once) * once).sum(-1), torch.zeros(lead, dtype=torch.float64), atol=1e-13)
+        assert is_exact(subspace, h)
+        assert torch.linalg.matrix_rank(subspace.basis @ subspace.basis.T) == 2
+
+    def test_rank_equal_to_width_is_the_identity(self):
+        subspace = FrozenSubspace(6, 6, Streams(0).generator("init", "subspace")).double()
+        subspace.basis = torch.linalg.qr(subspace.basis).Q
+        h = draw(3, 6)
+        assert torch.allclose(subspace(h), h, rtol=1e-12)
+
+
+MIXES = {
+    "softmax": lambda: CausalMix(2),
+    "fused": lambda: FusedSoftmaxMix(2),
+    "centred": lambda: FusedSoftmaxMix(2, form="centred"),
+    "neg_log_n": lambda: SigmoidMix(2, context=5),
+    "neg_log_row": lambda: SigmoidMix(2, context=5, bias="neg_log_row"),
+    "zero": lambda: SigmoidMix(2, context=5, bias="zero"),
+    "learned": lambda: SigmoidMix(2, context=5, bias="learned"),
+    "straight_through": lambda: SigmoidMix(2, context=5, bias="neg_log_row", straight_through=True),
+}
+
+
+class TestMixes:
+    def projections(self, *lead: int) -> tuple[Tensor, Tensor, Tensor]:
+        return draw(*lead, 5, 4), draw(*lead, 5, 4, seed=1), draw(*lead, 5, 4, seed=2)
+
+    @pytest.mark.parametrize("name", [name for name in MIXES if name not in ("softmax", "straight_through")])
+    def test_derivatives_are_exact(self, name):
+        mix = MIXES[name]().double()
+        inputs = self.projections(2)
+        assert is_exact(mix, *inputs)
+        assert gradgradcheck(mix, inputs)
+
+    def test_but_for_the_straight_through_sigmoid(self):
+        q, k, v = self.projections(2)
+        mix = MIXES["straight_through"]().double()
+        assert torch.equal(mix(q, k, v), MIXES["neg_log_row"]().double()(q, k, v))
+        assert not is_exact(lambda a: mix(a, k.detach(), v.detach()), q)
+        assert is_exact(lambda c: mix(q.detach(), k.detach(), c), v)
+
+    @pytest.mark.parametrize("name", MIXES)
+    @pytest.mark.parametrize("lead", LEADS)
+    def test_no_position_sees_a_later_one_and_any_leading_shape_goes(self, name, lead):
+        mix = MIXES[name]().double()
+        q, k, v = self.projections(*lead)
+        later = [torch.cat([x[..., :3, :], x[..., 3:, :] + 1.0], -2) for x in (q, k, v)]
+        before, after = mix(q, k, v), mix(*later)
+        assert torch.allclose(before[..., :3, :], after[..., :3, :], rtol=1e-12)
+        assert not torch.allclose(before[..., 3:, :], after[..., 3:, :], rtol=1e-2)
+        short = mix(*(x[..., :3, :] for x in (q, k, v)))
+        assert torch.allclose(short, before[..., :3, :], rtol=1e-12)
+
+    @pytest.mark.parametrize("form", ["fused", "centred"])
+    def test_written_out_softmax_is_pytorchs(self, form):
+        inputs = self.projections(3)
+        plain, written = CausalMix(2), FusedSoftmaxMix(2, form=form)
+        assert torch.allclose(plain(*inputs), written(*inputs), rtol=1e-12)
+        delta = draw(3, 5, 4, seed=3, requires_grad=False)
+        ours, theirs = (torch.autograd.grad(mix(*inputs), inputs, delta) for mix in (written, plain))
+        assert all(b.norm() > 1e-2 and torch.allclose(a, b, rtol=1e-10) for a, b in zip(ours, theirs, strict=True))
+
+    def test_sigmoid_with_the_rows_own_bias_at_zero_scores_is_uniform_softmax(self):
+        _, k, v = self.projections(2)
+        q = torch.zeros_like(k)
+        uniform = v.cumsum(-2) / torch.arange(1, 6, dtype=torch.float64)[:, None]
+        assert torch.allclose(CausalMix(2)(q, k, v), uniform, rtol=1e-12)
+        assert torch.allclose(MIXES["neg_log_row"]()(q, k, v), uniform, rtol=1e-12)
+        for name, weight in (("neg_log_n", 1 / 6), ("zero", 1 / 2)):  # σ(−ln 5), σ(0)
+            assert torch.allclose(MIXES[name]()(q, k, v), v.cumsum(-2) * weight, rtol=1e-12)
+
+    @pytest.mark.parametrize("name", ["neg_log_row", "straight_through"])
+    def test_the_first_rows_infinite_bias_leaves_no_nan(self, name):
+        mix = MIXES[name]().double()
+        inputs = self.projections(2)
+        out = mix(*inputs)
+        assert torch.equal(out[:, 0], inputs[2][:, 0])
+        grads = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+        twice = torch.autograd.grad(sum(g.square().sum() for g in grads), inputs)
+        plain = tuple(x.detach() for x in inputs)
+        value, tangent = jvp(mix, plain, tuple(torch.ones_like(x) for x in plain))
+        assert all(bool(t.isfinite().all()) for t in (out, *grads, *twice, value, tangent))
+
+    def test_the_learned_bias_starts_at_minus_the_log_of_the_context_and_learns(self):
+        mix = MIXES["learned"]()
+        assert mix.bias.item() == pytest.approx(-math.log(5))
+        inputs = [x.detach().float() for x in self.projections(2)]
+        assert torch.allclose(mix(*inputs), MIXES["neg_log_n"]()(*inputs), atol=1e-6)
+        mix = mix.double()
+        q, k, v = (x.detach() for x in self.projections(2))
+
+        def of_bias(bias):
+            return torch.func.functional_call(mix, {"bias": bias}, (q, k, v))
+
+        assert is_exact(of_bias, mix.bias.detach().clone().requires_grad_())
+
+    @pytest.mark.parametrize("mix", [FusedSoftmaxMix(2, 0.5), SigmoidMix(2, 0.5, context=5, bias="zero")])
+    def test_dropout_falls_on_the_weights_in_training_only(self, mix):
+        q, k, v = (x.detach() for x in self.projections(400))
+        torch.manual_seed(0)
+        dropped = mix.train()(q, k, v)
+        whole = mix.eval()(q, k, v)
+        assert not torch.allclose(dropped, whole, rtol=1e-2)
+        assert torch.allclose(dropped.mean(0), whole.mean(0), atol=0.5)
+        assert torch.equal(mix(q, k, v), whole)
+
+    def test_the_centred_form_refuses_dropout(self):
+        with pytest.raises(ValueError, match=r"dropout, which is 0\.5"):
+            FusedSoftmaxMix(2, 0.5, form="centred")
