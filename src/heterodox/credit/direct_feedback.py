@@ -59,8 +59,8 @@ class DirectFeedback:
             dropout, again = whole["model"]["dropout"], self.route == "stream" or "learned" in whole["model"].values()
             if whole["run"]["compile"] and dropout and again:
                 return [
-                    f"direct_feedback draws its dropout masks a second time (model.dropout is {dropout}), which a compiled"
-                    " model does not let it; make run.compile false or the dropout 0"
+                    f"direct_feedback draws its dropout masks twice (model.dropout is {dropout}), which compiled models"
+                    " do not allow; make run.compile false or the dropout 0"
                 ]
             return []
 
