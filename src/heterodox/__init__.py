@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from heterodox.credit.direct_feedback import direct_gradients
     from heterodox.credit.feedback import feedback_linear, feedback_path
     from heterodox.credit.tape import record_layers
+    from heterodox.model import LayerNorm, softmax_value
     from heterodox.recipe import Recipe, load_recipe
     from heterodox.report import write_report
     from heterodox.run.load import load_run
@@ -25,6 +26,7 @@ _HOMES = {
     "CheckpointError": "core.errors",
     "CorpusError": "core.errors",
     "HeterodoxError": "core.errors",
+    "LayerNorm": "model.norm",
     "Recipe": "recipe",
     "RecipeError": "core.errors",
     "compare": "api",
@@ -34,6 +36,7 @@ _HOMES = {
     "load_recipe": "recipe",
     "load_run": "run.load",
     "record_layers": "credit.tape",
+    "softmax_value": "model.softmax_value",
     "train": "api",
     "write_report": "report",
 }
@@ -42,6 +45,7 @@ __all__ = [
     "CheckpointError",
     "CorpusError",
     "HeterodoxError",
+    "LayerNorm",
     "Recipe",
     "RecipeError",
     "compare",
@@ -51,6 +55,7 @@ __all__ = [
     "load_recipe",
     "load_run",
     "record_layers",
+    "softmax_value",
     "train",
     "write_report",
 ]

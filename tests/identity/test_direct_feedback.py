@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from heterodox.core.rng import Streams
 from heterodox.credit import Backprop, DirectFeedback
+from heterodox.credit.direct_feedback import direct_gradients
+from heterodox.credit.tape import POINTWISE, record_layers
 from heterodox.objective import CrossEntropy
 from tests.tiny import tiny_batch, tiny_gpt
 
@@ -84,3 +87,56 @@ def test_the_two_routes_differ_and_neither_holds_a_graph():
         assert not any(gradient.requires_grad for gradient in signal.grads.values())
         assert not signal.loss.requires_grad
     assert not torch.allclose(routes["stream"].grads["tok_emb.weight"], routes["own"].grads["tok_emb.weight"])
+
+
+class Scale(nn.Module):
+    """A layer of another kind than the tape knows by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, 5))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def test_operations_in_a_row_and_other_layers_learn_by_their_own_derivative():
+    """Two layers deep, direct feedback with the weights of the second is exact, whatever stands between them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(Scale(), nn.Linear(5, 7), nn.GELU(), nn.Dropout(0.5), nn.Linear(7, 5), Scale(), nn.Tanh())
+    net = net.double().train()
+    x = torch.randn(3, 2, 5, dtype=torch.float64)
+    torch.manual_seed(1)
+    with torch.no_grad(), record_layers(net, (*POINTWISE, nn.Dropout)) as tape:
+        out = net(x)
+    assert [(record.name, record.point) for record in tape.records] == [
+        ("0", "0"), ("1", "2"), ("4", "4"), ("5", "6"),
+    ]  # fmt: skip
+    torch.manual_seed(1)
+    acts = [x]
+    for layer in net:
+        acts.append(layer(acts[-1]))
+    assert torch.equal(acts[-1], out)
+    exact = torch.autograd.grad(acts[-1].square().sum(), [*net.parameters(), *acts[1:]])
+    errors = dict(zip("0123456", exact[-len(net) :], strict=True))
+    true = dict(zip(dict(net.named_parameters()), exact, strict=False))
+    points = {"0": errors["0"], "1": errors["3"], "4": errors["4"], "5": errors["6"]}
+    state = torch.get_rng_state()
+    found = direct_gradients(tape, lambda record: points[record.name])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.keys() == true.keys()
+    for name, gradient in true.items():
+        assert gradient.norm() > 1e-3, name
+        assert torch.allclose(found[name], gradient, rtol=1e-11), name
+
+
+def test_what_is_frozen_gets_no_signal():
+    model = tiny_gpt()
+    model.blocks[0].ln1.weight.requires_grad_(False)
+    model.tok_emb.weight.requires_grad_(False)
+    for route in ("stream", "own"):
+        rule = DirectFeedback.Config(route=route).build(model, Streams(0))
+        grads = rule.signal(model, tiny_batch(), WEIGHTS, CrossEntropy()).grads
+        trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert grads.keys() == trainable
+        assert {n for n, origin in rule.manifest(model).items() if origin != "frozen"} == trainable
