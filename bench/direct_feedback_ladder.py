@@ -16,6 +16,7 @@ from torch import Tensor
 from heterodox.core.comm import Solo
 from heterodox.credit import DirectFeedback, HeadOnly
 from heterodox.credit.feedback_matrices import draw_feedback
+from heterodox.credit.operation import error_through
 from heterodox.credit.tape import Record, Tape
 from heterodox.recipe import load_recipe
 from heterodox.run.budget import Progress, lr_scale
