@@ -3,7 +3,8 @@
 import inspect
 import sys
 from collections.abc import Iterator
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -79,6 +80,11 @@ def _module_doc(part: type) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    if getattr(annotation, "__args__", None):
-        return str(annotation).replace("typing.", "").removeprefix("Literal").strip("[]").replace(", ", " | ")
-    return getattr(annotation, "__name__", str(annotation))
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(map(repr, arguments))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_name, arguments))
+    if annotation is type(None):
+        return "None"
+    return getattr(origin or annotation, "__name__", str(annotation))

@@ -27,9 +27,9 @@ def _describe(problem: Mapping[str, Any], root: type[BaseModel]) -> str:
         found = found[:_LONGEST] + "…"
     match problem["type"]:
         case "extra_forbidden":
-            return f"unknown key {key!r}{_nearest_key(path[-1], section, root)}"
+            return f"unknown key {key!r}{_nearest_key(path, section, root)}"
         case "invalid_key":
-            return f"unknown key {key!r}{_nearest_key(path[-1], root, root)}"
+            return f"unknown key {key!r}{_nearest_key(path, root, root)}"
         case "union_tag_invalid":
             tag = problem["ctx"]["tag"]
             known = [name.strip(" '") for name in problem["ctx"]["expected_tags"].split(",")]
@@ -51,12 +51,13 @@ def _describe(problem: Mapping[str, Any], root: type[BaseModel]) -> str:
             return f"{key}: found {found}, expected {message}"
 
 
-def _nearest_key(word: str, section: type[BaseModel] | None, root: type[BaseModel]) -> str:
-    """A hint at a key of `section` like `word`, or else at a key of that very name somewhere else."""
+def _nearest_key(unknown: Sequence[str], section: type[BaseModel] | None, root: type[BaseModel]) -> str:
+    """A hint at a key of `section` like the last word of `unknown`, or else at a key of that very name elsewhere."""
+    word = unknown[-1]
     known = section.model_fields if section else ()
     if not difflib.get_close_matches(word, known, n=1, cutoff=0.5):
         for path in _leaves(root):
-            if path[-1] == word:
+            if path[-1] == word and path != tuple(unknown):  # another part of this slot may have that key
                 return f"; did you mean {'.'.join(path)!r}?"
     return nearest(word, known)
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradgradcheck
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vmap
 
 from heterodox.core.rng import Streams
 from heterodox.model import (
@@ -103,6 +103,20 @@ class TestLayerNorm:
         assert forward_mode_is_the_transpose(norm, x)
         with torch.no_grad():
             assert torch.allclose(vmap(norm)(x.detach()), plain(x), rtol=1e-13)
+
+    @pytest.mark.parametrize("backward", BACKWARDS)
+    def test_forward_mode_of_a_batched_call(self, backward):
+        def norm(a: Tensor) -> Tensor:
+            return layer_norm(a, (4, 5), backward=backward)
+
+        x, direction = (draw(3, 4, 5, seed=seed, requires_grad=False) for seed in (0, 1))
+        batched = jvp(vmap(norm), (x,), (direction,))[1]
+        assert batched.norm() > 0.1
+        assert torch.allclose(batched, jvp(norm, (x,), (direction,))[1], rtol=1e-12)
+
+    def test_another_shape_is_refused(self):
+        with pytest.raises(ValueError, match=r"of shape \(3, 5\) does not end in \(4,\)"):
+            layer_norm(draw(3, 5), (4,), backward="projected")
 
     @pytest.mark.parametrize("backward", BACKWARDS)
     @pytest.mark.parametrize("bias", [True, False])

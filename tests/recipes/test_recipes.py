@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from heterodox.api import expand, quick_recipes
+from heterodox.comparison.study import Study
 from heterodox.recipe import load_recipe
 from heterodox.run.train import train
 
@@ -32,6 +33,12 @@ def test_a_comparison_holds_the_ceiling_and_the_floor_and_differs_in_the_rule_al
     assert {"backprop", "head_only"} <= {recipe.credit.name for recipe in recipes}
     shared = [recipe.model_dump(include={"data", "model", "objective", "learner", "run"}) for recipe in recipes]
     assert all(sections == shared[0] for sections in shared)
+
+
+def test_the_ladder_is_measured_from_plain_backprop(tmp_path):
+    study = Study([load_recipe(path) for path in expand([ROOT / "local"])], tmp_path, num_seeds=1)
+    assert study.baseline == "backprop"
+    assert sum(recipe.credit.name == "backprop" for recipe in study.recipes) > 10
 
 
 def test_compare_finds_its_recipes():

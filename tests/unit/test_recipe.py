@@ -13,6 +13,9 @@ from tests.tiny import tiny_recipe
 MISTAKES = [
     ("credit.feedbck=1", "unknown key 'credit.feedbck'", "known: name"),
     ("credit={name: direct_feedback, feedbck: 1}", "unknown key 'credit.feedbck'", "did you mean 'feedback'?"),
+    ("credit={name: direct_feedback, grape: {}}", "unknown key 'credit.grape'; known: elsewhere, feedback, "),
+    ("model.residual_top_k=true", "model: residual_top_k is true, expected a number"),
+    ("update.lr=false", "update: lr is false, expected a number"),
     ("rnu.eval_every=3", "unknown key 'rnu'", "did you mean 'run'?"),
     ("run.budgt.steps=3", "unknown key 'run.budgt'", "did you mean 'budget'?"),
     ("run.budget.stepz=3", "unknown key 'run.budget.stepz'", "did you mean 'steps'?"),

@@ -42,7 +42,8 @@ class Study:
         self.out = out
         self.recipes = list(recipes)
         self.seeds = [recipes[0].seed + offset for offset in range(num_seeds)]
-        self.baseline = next((r.name for r in recipes if r.credit.name == "backprop"), names[0])
+        exact = [recipe.name for recipe in recipes if recipe.credit.name == "backprop"]
+        self.baseline = "backprop" if "backprop" in exact else (exact or names)[0]
         self.slots = self._slots(jobs, len(recipes) * num_seeds)
         threads = max(1, cores() // len(self.slots))
         self.jobs = [

@@ -1,12 +1,25 @@
 """The base of every recipe section."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Config(BaseModel):
     """A frozen record that refuses unknown keys. A part's own `Config` has `name: Literal[...]` and `build(...)`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, data: Any) -> Any:
+        """`top_k: true` would otherwise be read as 1."""
+        for key, value in data.items() if isinstance(data, dict) else ():
+            field = cls.model_fields.get(key)
+            kinds = {field.annotation, *get_args(field.annotation)} if field else set()
+            if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"{key} is {str(value).lower()}, expected a number")
+        return data
 
     def refusals(self, recipe: "Config") -> list[str]:
         """Reasons why this part cannot run within `recipe` (the whole one); none by default."""

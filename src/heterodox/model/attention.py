@@ -1,7 +1,7 @@
 """Causal self-attention with separate query, key, value and output projections, and what may mix the values."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +88,8 @@ class SigmoidMix(CausalMix):
         straight_through: bool = False,
     ) -> None:
         super().__init__(heads, dropout)
+        if bias not in get_args(SigmoidBias):
+            raise ValueError(f"there is no sigmoid bias {bias!r}; known: {', '.join(get_args(SigmoidBias))}")
         self.context = context
         self.bias_kind: SigmoidBias = bias
         self.sigmoid = straight_through_sigmoid if straight_through else torch.sigmoid
@@ -122,12 +124,22 @@ def causal_mix(
     context: int,
     attention: Literal["softmax", "sigmoid"] = "softmax",
     softmax_backward: SoftmaxBackward = "autograd",
-    sigmoid_bias: SigmoidBias = "neg_log_n",
+    sigmoid_bias: SigmoidBias | None = None,
     straight_through_sigmoid: bool = False,
 ) -> CausalMix:
-    """The mix that these options ask for; PyTorch's own kernel where it will do."""
+    """The mix that these options ask for; PyTorch's own kernel where it will do.
+
+    No `sigmoid_bias` is `neg_log_n`. Raises `ValueError` for options of the other attention.
+    """
     if attention == "sigmoid":
-        return SigmoidMix(heads, dropout, context=context, bias=sigmoid_bias, straight_through=straight_through_sigmoid)
+        if softmax_backward != "autograd":
+            raise ValueError(f"softmax_backward is {softmax_backward}, but attention is sigmoid")
+        bias: SigmoidBias = sigmoid_bias or "neg_log_n"
+        return SigmoidMix(heads, dropout, context=context, bias=bias, straight_through=straight_through_sigmoid)
+    if sigmoid_bias is not None or straight_through_sigmoid:
+        raise ValueError(
+            "sigmoid_bias and straight_through_sigmoid are for sigmoid attention, but attention is softmax"
+        )
     if softmax_backward == "autograd":
         return CausalMix(heads, dropout)
     return FusedSoftmaxMix(heads, dropout, form=softmax_backward)

@@ -48,6 +48,8 @@ class DirectionalVQ(nn.Module):
 
     def __init__(self, width: int, num_codes: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
+        if num_codes < 1:
+            raise ValueError(f"a codebook needs at least one code; found {num_codes}")
         self.register_buffer("codebook", torch.empty(num_codes, width))
         self.draw(generator)
 
@@ -76,6 +78,8 @@ class FrozenSubspace(nn.Module):
 
     def __init__(self, width: int, rank: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
+        if not 1 <= rank <= width:
+            raise ValueError(f"a subspace of {width} dimensions has ranks from 1 to {width}; found {rank}")
         self.register_buffer("basis", torch.empty(width, rank))
         self.draw(generator)
 

@@ -31,8 +31,7 @@ class GPT(LanguageModel):
     class Config(GPTOptions):
         def build(self, vocab_size: int, streams: Streams) -> "GPT":
             """A model with freshly drawn weights, on the current default device."""
-            options = self.model_dump(exclude={"name", "vocab_size", "sigmoid_bias"})
-            model = GPT(vocab_size=vocab_size, sigmoid_bias=self.sigmoid_bias or "neg_log_n", **options)
+            model = GPT(vocab_size=vocab_size, **self.model_dump(exclude={"name", "vocab_size"}))
             model.initialise(streams)
             return model
 
@@ -49,7 +48,7 @@ class GPT(LanguageModel):
         bias: bool = False,
         attention: Literal["softmax", "sigmoid"] = "softmax",
         softmax_backward: SoftmaxBackward = "autograd",
-        sigmoid_bias: SigmoidBias = "neg_log_n",
+        sigmoid_bias: SigmoidBias | None = None,
         straight_through_sigmoid: bool = False,
         straight_through_gelu: bool = False,
         norm_backward: Backward = "exact",

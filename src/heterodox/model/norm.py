@@ -14,7 +14,7 @@ all of them, and forward values do not depend on the choice. Forward mode is the
 Reference: Ba, Kiros and Hinton, "Layer normalization", 2016.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ Backward = Literal["exact", "straight_through", "center_scale", "projected"]
 
 
 class SurrogateLayerNorm(torch.autograd.Function):
-    """LayerNorm over the last dimensions, `shape`, with the backward pass `mode`; differentiable again."""
+    """LayerNorm over the last `num_dims` dimensions with the backward pass `mode`; differentiable again."""
 
     generate_vmap_rule = True
 
@@ -34,15 +34,16 @@ class SurrogateLayerNorm(torch.autograd.Function):
         x: Float[Tensor, "*lead"],
         weight: Tensor | None,
         bias: Tensor | None,
-        shape: tuple[int, ...],
+        num_dims: int,
         eps: float,
         mode: Backward,
     ) -> Float[Tensor, "*lead"]:
-        return F.layer_norm(x, shape, weight, bias, eps)
+        return F.layer_norm(x, x.shape[-num_dims:], weight, bias, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, ctx.shape, ctx.eps, ctx.mode = inputs
+        x, weight, bias, num_dims, ctx.eps, ctx.mode = inputs
+        ctx.dims = tuple(range(-num_dims, 0))
         ctx.has_bias = bias is not None
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
@@ -51,10 +52,10 @@ class SurrogateLayerNorm(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         delta = _precise(grad_outputs[0])
-        z, inverse = _normalise(x, ctx.shape, ctx.eps)
-        leading = tuple(range(delta.ndim - len(ctx.shape)))
+        z, inverse = _normalise(x, ctx.dims, ctx.eps)
+        leading = tuple(range(delta.ndim - len(ctx.dims)))
         v = delta if weight is None else delta * weight
-        grad_x = delta if ctx.mode == "straight_through" else _project(v, z, ctx.shape, ctx.mode) * inverse
+        grad_x = delta if ctx.mode == "straight_through" else _project(v, z, ctx.dims, ctx.mode) * inverse
         grad_weight = None if weight is None else _sum(delta * z, leading).to(weight.dtype)
         grad_bias = _sum(delta, leading) if ctx.has_bias else None
         return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None
@@ -63,12 +64,12 @@ class SurrogateLayerNorm(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         x, weight = ctx.saved_tensors
         x_dot, weight_dot, bias_dot = tangents[:3]
-        z, inverse = _normalise(x, ctx.shape, ctx.eps)
+        z, inverse = _normalise(x, ctx.dims, ctx.eps)
         out = torch.zeros_like(z)
         if x_dot is not None and ctx.mode == "straight_through":
             out = out + x_dot
         elif x_dot is not None:
-            z_dot = _project(x_dot, z, ctx.shape, ctx.mode) * inverse
+            z_dot = _project(x_dot, z, ctx.dims, ctx.mode) * inverse
             out = out + (z_dot if weight is None else weight * z_dot)
         if weight_dot is not None:
             out = out + weight_dot * z
@@ -84,10 +85,17 @@ def layer_norm(
     *,
     backward: Backward = "exact",
 ) -> Float[Tensor, "*lead"]:
-    """`torch.nn.functional.layer_norm` over the last dimensions, `shape`, with a choice of the backward pass."""
+    """`torch.nn.functional.layer_norm` over the last dimensions, `shape`, with a choice of the backward pass.
+
+    Raises `ValueError` for another form and for an `x` that does not end in `shape`.
+    """
+    if backward not in get_args(Backward):
+        raise ValueError(f"there is no backward pass {backward!r}; known: {', '.join(get_args(Backward))}")
     if backward == "exact":
         return F.layer_norm(x, shape, weight, bias, eps)
-    return SurrogateLayerNorm.apply(x, weight, bias, tuple(shape), eps, backward)
+    if tuple(x.shape[-len(shape) :]) != tuple(shape):
+        raise ValueError(f"a tensor of shape {tuple(x.shape)} does not end in {tuple(shape)}")
+    return SurrogateLayerNorm.apply(x, weight, bias, len(shape), eps, backward)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -117,18 +125,16 @@ def _precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _normalise(x: Tensor, shape: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
+def _normalise(x: Tensor, dims: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
     """z and 1/σ."""
     x = _precise(x)
-    dims = tuple(range(-len(shape), 0))
     centred = x - x.mean(dims, keepdim=True)
     inverse = torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
     return centred * inverse, inverse
 
 
-def _project(v: Tensor, z: Tensor, shape: tuple[int, ...], mode: str) -> Tensor:
+def _project(v: Tensor, z: Tensor, dims: tuple[int, ...], mode: str) -> Tensor:
     """v without its mean and, but for `center_scale`, without its radial part. Symmetric as a matrix."""
-    dims = tuple(range(-len(shape), 0))
     centred = v - v.mean(dims, keepdim=True)
     return centred if mode == "center_scale" else centred - z * (v * z).mean(dims, keepdim=True)
 

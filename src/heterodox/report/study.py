@@ -61,7 +61,8 @@ def read_study(folders: Sequence[Path]) -> Study:
     recipes = {run.recipe for run in runs}
     baseline = next((h["baseline"] for h in headers if h.get("baseline") in recipes), None)
     if baseline is None:
-        baseline = next((run.recipe for run in runs if run.summary.get("credit") == "backprop"), None)
+        exact = [run.recipe for run in runs if run.summary.get("credit") == "backprop"]
+        baseline = "backprop" if "backprop" in exact else next(iter(exact), None)
     return Study(runs, baseline, descriptions, headers, notes)
 
 

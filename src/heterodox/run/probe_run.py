@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from heterodox.core.comm import Solo
 from heterodox.core.errors import CheckpointError
 from heterodox.core.rng import Streams
@@ -27,19 +29,24 @@ def probe_run(path: Path, checkpoint: str | None = None, num_batches: int = 1) -
     dataset = run.recipe.data.build()
     if dataset.corpus_sha256 != run.corpus_sha256:
         raise CheckpointError(f"{path} was trained on another corpus than the one that its recipe names now")
+    streams = Streams(run.recipe.seed)
     loader = Loader(
         dataset.splits["train"],
         context=run.recipe.model.context,
         batch_size=run.recipe.run.batch_size,
-        streams=Streams(run.recipe.seed),
+        streams=streams,
     )
     loader.load_state(run.loader_state)
     reports: list[Alignment] = []
-    for _ in range(num_batches):
+    for index in range(num_batches):
         batch = loader.next_batch()
         weights = learner.rating.weights(batch)
-        signal = learner.credit.signal(run.model, batch, weights, learner.objective)
-        exact = exact_gradients(run.model, batch, weights, learner.objective, learner.comm)
+        seed = streams.derive("dropout", run.step + 1 + index, 0)  # that of the step which would take this batch
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            signal = learner.credit.signal(run.model, batch, weights, learner.objective)
+            torch.manual_seed(seed)
+            exact = exact_gradients(run.model, batch, weights, learner.objective, learner.comm)
         reports.append(alignment(signal.grads, exact))
     return [
         {"parameter": name} | {key: _mean(report[name][key] for report in reports) for key in measures}

@@ -162,6 +162,13 @@ def test_probing_backprop_finds_the_exact_gradient(trained):
             assert row["sign_agreement"] == 1.0, row
 
 
+def test_probing_under_dropout_draws_the_masks_of_training(tmp_path):
+    train(tiny_recipe(model={"dropout": 0.3}, run={"probe_every": 10}), tmp_path / "run")
+    reports = [probe_run(tmp_path / "run", num_batches=2) for _ in range(2)]
+    assert reports[0] == reports[1]
+    assert all(row["cosine"] == pytest.approx(1.0, abs=1e-6) for row in reports[0])
+
+
 def test_probing_another_rule_does_not(tmp_path):
     train(tiny_recipe(credit="feedback_alignment"), tmp_path / "run")
     cosines = {row["parameter"]: row["cosine"] for row in probe_run(tmp_path / "run")}
