@@ -16,37 +16,8 @@ from heterodox.recipe import SLOTS, Recipe
 PAGE = Path(__file__).with_name("recipes.md")
 BEGIN, END = "<!-- tables: python docs/make_reference.py -->\n", "<!-- end of tables -->\n"
 MEANINGS = {  # of keys whose name says nearly all, so that the code does not
-    "name": "how the run is called; default: the file's name",
-    "description": "a sentence for the report",
-    "seed": "of all random streams",
-    "model.layers": "blocks",
-    "model.heads": "of attention, in each block; they divide the width",
-    "model.width": "of the residual stream",
-    "model.dropout": "probability, on embeddings, attention and both branches",
-    "model.bias": "in linear layers and norms (never in the head)",
     "credit.feedback": "how feedback matrices are drawn",
     "credit.elsewhere": "how embeddings and norms learn: [rules](rules/feedback_alignment.md)",
-    "credit.embeddings": "backprop: they learn too, through the frozen blocks",
-    "update.lr": "learning rate",
-    "update.momentum": "of the velocity",
-    "update.nesterov": "look ahead along the velocity",
-    "update.weight_decay": "decoupled in AdamW, added to the gradient in SGD",
-    "update.beta1": "decay of the first moment",
-    "update.beta2": "decay of the second moment",
-    "update.eps": "added to the root of the second moment",
-    "run.budget.steps": "stop after so many steps",
-    "run.budget.flops": "stop after so many FLOPs",
-    "run.schedule": "of the learning rate, over the budget",
-    "run.eval_batch_size": "windows in a batch of an evaluation",
-    "run.log_every": "steps between two rows of metrics",
-    "run.checkpoint_every": "steps between two checkpoints",
-    "run.keep_checkpoints": "how many are kept, the latest",
-    "run.sampling.temperature": "0: always the likeliest token",
-    "run.sampling.top_k": "keep the k likeliest tokens",
-    "run.sampling.top_p": "keep the likeliest tokens of this mass",
-    "run.device": "auto, cpu, cuda or cuda:N",
-    "log.tensorboard": "also write TensorBoard events (needs the `tensorboard` extra)",
-    "tuning.note": "anything else",
 }
 SIGNS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
 

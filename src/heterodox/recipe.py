@@ -25,15 +25,19 @@ class Tuning(Config):
     trials: int = Field(ge=0, description="runs spent on this rule")
     seeds: int = Field(1, ge=1, description="seeds of each trial")
     searched: dict[str, list[Any]] = Field({}, description="values tried, by dotted key")
-    note: str = ""
+    note: str = Field("", description="anything else")
 
 
 class Recipe(Config):
     """Everything that a run depends on."""
 
-    name: str = Field("unnamed", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    description: str = ""
-    seed: int = Field(0, ge=0)
+    name: str = Field(
+        "unnamed",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="how the run is called; default: the file's name",
+    )
+    description: str = Field("", description="a sentence for the report")
+    seed: int = Field(0, ge=0, description="of all random streams")
     data: DataConfig = DataConfig()  # pyrefly: ignore[missing-argument]
     model: catalog.ModelConfig = catalog.GPT.Config()  # pyrefly: ignore[missing-argument]
     objective: catalog.ObjectiveConfig = catalog.CrossEntropy.Config()

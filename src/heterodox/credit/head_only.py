@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from heterodox.core import config
@@ -23,7 +24,9 @@ class HeadOnly(Stateless):
 
     class Config(config.Config):
         name: Literal["head_only"] = "head_only"
-        embeddings: Literal["frozen", "backprop"] = "frozen"
+        embeddings: Literal["frozen", "backprop"] = Field(
+            "frozen", description="backprop: they learn too, through the frozen blocks"
+        )
 
         def refusals(self, recipe: config.Config) -> list[str]:
             if self.embeddings == "backprop" and recipe.model_dump(include={"model"})["model"].get("frozen_embeddings"):

@@ -13,13 +13,13 @@ class GPTOptions(config.Config):
     """Sizes and switches; every switch's default leaves the plain GPT as it is."""
 
     name: Literal["gpt"] = "gpt"
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    width: int = Field(128, ge=1)
+    layers: int = Field(4, ge=1, description="blocks")
+    heads: int = Field(4, ge=1, description="of attention, in each block; they divide the width")
+    width: int = Field(128, ge=1, description="of the residual stream")
     context: int = Field(64, ge=1, description="tokens in a window")
     mlp_ratio: int = Field(4, ge=1, description="hidden width of the MLP over the model's width")
-    dropout: float = Field(0.0, ge=0, lt=1)
-    bias: bool = False
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability, on embeddings, attention and both branches")
+    bias: bool = Field(False, description="in linear layers and norms (never in the head)")
     vocab_size: int | None = Field(None, ge=2, description="default: the tokenizer's")
     attention: Literal["softmax", "sigmoid"] = Field("softmax", description="what turns scores into weights")
     softmax_backward: SoftmaxBackward = Field(

@@ -12,9 +12,9 @@ DEVICES = r"^(auto|cpu|cuda(:\d+)?)$"
 class Budget(Config):
     """When to stop: exactly one of the four. A step that would begin past the budget is not taken."""
 
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1, description="stop after so many steps")
     tokens: int | None = Field(None, ge=1, description="training tokens; meta tokens included")
-    flops: float | None = Field(None, gt=0)
+    flops: float | None = Field(None, gt=0, description="stop after so many FLOPs")
     seconds: float | None = Field(None, gt=0, description="training seconds; not reproducible to the bit")
 
     @model_validator(mode="after")
@@ -38,9 +38,9 @@ class Sampling(Config):
 
     tokens: int = Field(200, ge=0, description="0: no sample")
     prompt: str | None = Field(None, description="default: the first tokens of the val split")
-    temperature: float = Field(0.8, ge=0)
-    top_k: int | None = Field(None, ge=1)
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: float = Field(0.8, ge=0, description="0: always the likeliest token")
+    top_k: int | None = Field(None, ge=1, description="keep the k likeliest tokens")
+    top_p: float | None = Field(None, gt=0, le=1, description="keep the likeliest tokens of this mass")
 
 
 class RunConfig(Config):
@@ -48,18 +48,18 @@ class RunConfig(Config):
 
     budget: Budget = Budget(steps=1000)  # pyrefly: ignore[missing-argument]
     batch_size: int = Field(16, ge=1, description="windows in a step, over all ranks together")
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate, over the budget")
     warmup_steps: int = Field(0, ge=0, description="linear warm-up of the learning rate")
     final_lr: float = Field(0.1, ge=0, le=1, description="share of the learning rate left at the end of a cosine")
     eval_every: int = Field(200, ge=1, description="steps between two evaluations on val")
     eval_batches: int | None = Field(32, ge=1, description="fixed batches in an evaluation; null: the whole split")
-    eval_batch_size: int = Field(32, ge=1)
-    log_every: int = Field(10, ge=1)
+    eval_batch_size: int = Field(32, ge=1, description="windows in a batch of an evaluation")
+    log_every: int = Field(10, ge=1, description="steps between two rows of metrics")
     probe_every: int | None = Field(None, ge=1, description="steps between two comparisons with the exact gradient")
-    checkpoint_every: int = Field(500, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    checkpoint_every: int = Field(500, ge=1, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="how many are kept, the latest")
     sampling: Sampling = Sampling()  # pyrefly: ignore[missing-argument]
-    device: str = Field("auto", pattern=DEVICES)
+    device: str = Field("auto", pattern=DEVICES, description="auto, cpu, cuda or cuda:N")
     precision: Literal["float32", "bfloat16", "float64"] = Field(
         "float32", description="bfloat16: autocast, weights stay float32"
     )
@@ -76,4 +76,4 @@ class RunConfig(Config):
 class LogConfig(Config):
     """Where metrics go besides `metrics.jsonl`."""
 
-    tensorboard: bool = False
+    tensorboard: bool = Field(False, description="also write TensorBoard events (needs the `tensorboard` extra)")

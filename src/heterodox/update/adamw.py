@@ -23,11 +23,11 @@ class AdamW:
 
     class Config(config.Config):
         name: Literal["adamw"] = "adamw"
-        lr: float = Field(1e-3, gt=0)
-        beta1: float = Field(0.9, ge=0, lt=1)
-        beta2: float = Field(0.99, ge=0, lt=1)
-        eps: float = Field(1e-8, gt=0)
-        weight_decay: float = Field(0.1, ge=0)
+        lr: float = Field(1e-3, gt=0, description="learning rate")
+        beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+        beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
+        eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+        weight_decay: float = Field(0.1, ge=0, description="decoupled: a share of the weight, times the learning rate")
         decay: Literal["matrices", "all"] = Field("matrices", description="matrices: not gains and biases")
 
         def build(self) -> "AdamW":

@@ -24,10 +24,10 @@ class SGD:
 
     class Config(config.Config):
         name: Literal["sgd"] = "sgd"
-        lr: float = Field(0.1, gt=0)
-        momentum: float = Field(0.0, ge=0, lt=1)
-        nesterov: bool = False
-        weight_decay: float = Field(0.0, ge=0)
+        lr: float = Field(0.1, gt=0, description="learning rate")
+        momentum: float = Field(0.0, ge=0, lt=1, description="of the velocity")
+        nesterov: bool = Field(False, description="look ahead along the velocity")
+        weight_decay: float = Field(0.0, ge=0, description="added to the gradient")
 
         @model_validator(mode="after")
         def _nesterov_needs_momentum(self) -> "SGD.Config":
