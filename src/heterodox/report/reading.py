@@ -72,12 +72,10 @@ def _gap(closed: dict[str, Number], between: str, floor: str | None, base: str |
             parts.append(f"{name} ends below {base} ({units.percent(share)})")
         else:
             parts.append(f"{name} closes {units.percent(share)}")
-    first, *rest = parts
-    first = f"{first} of {between}"
     others = [share for _, share in ranked[FEW:]]
     ends = dict.fromkeys(units.percent(share) for share in (min(others), max(others))) if others else ()
     more = f"; {len(others)} more: {' to '.join(ends)}" if others else ""
-    return f"{'; '.join([first, *rest])}{more}."
+    return f"Of {between}, {'; '.join(parts)}{more}."
 
 
 def _seeds(rows: Sequence[dict[str, Any]]) -> str:

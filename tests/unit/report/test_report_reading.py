@@ -29,7 +29,7 @@ def read(study: Study, unigram: float | None = 3.0) -> tuple[str, str]:
 
 def test_gap_closed(tmp_path):
     text, more = read(study_of(LOSSES, tmp_path))
-    assert text == "rule closes 50 % of the gap between head_only (2.103) and backprop (1.100)."
+    assert text == "Of the gap between head_only (2.103) and backprop (1.100), rule closes 50 %."
     assert more == "3 seeds per recipe; intervals are 95 % (Student t), differences paired by seed."
 
 
