@@ -12,20 +12,10 @@ from heterodox.credit.direct_feedback import direct_gradients
 from heterodox.credit.elsewhere import elsewhere_names
 from heterodox.credit.feedback import feedback_linear, feedback_path, linear_layers
 from heterodox.credit.tape import record_layers
-from heterodox.objective import CrossEntropy
+from tests.signals import KEY_BIASES, same, signal_of
 from tests.tiny import tiny_batch, tiny_gpt
 
 RULES = [Backprop, FeedbackAlignment, DirectFeedback, HeadOnly]
-KEY_BIASES = {"blocks.0.attn.k.bias", "blocks.1.attn.k.bias"}  # softmax does not see them: no gradient
-WEIGHTS = torch.tensor([0.5, 1.5, 0.25, 1.75], dtype=torch.float64)
-
-
-def signal_of(rule, model, batch=None, weights=WEIGHTS):
-    return rule.signal(model, batch or tiny_batch(), weights, CrossEntropy())
-
-
-def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-11, atol=1e-13)
 
 
 def test_feedback_alignment_with_the_weights_as_feedback_is_backprop():

@@ -6,19 +6,8 @@ import torch
 from heterodox.core.rng import Streams
 from heterodox.credit import Backprop, SignSymmetry
 from heterodox.credit.feedback import linear_layers
-from heterodox.objective import CrossEntropy
-from tests.tiny import tiny_batch, tiny_gpt
-
-WEIGHTS = torch.tensor([0.5, 1.5, 0.25, 1.75], dtype=torch.float64)
-KEY_BIASES = {"blocks.0.attn.k.bias", "blocks.1.attn.k.bias"}  # softmax does not see them: no gradient
-
-
-def grads_of(rule, model):
-    return rule.signal(model, tiny_batch(), WEIGHTS, CrossEntropy()).grads
-
-
-def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-11, atol=1e-13)
+from tests.signals import KEY_BIASES, grads_of, same
+from tests.tiny import tiny_gpt
 
 
 def equal_sized_gpt(size: float | None = None):
