@@ -119,3 +119,15 @@ def test_the_feedback_learns_from_the_clipped_signal_and_does_not_count_in_its_n
     assert report.grad_norm > 0.1
     moved = torch.stack([(rule.feedback[name] - matrix).norm() for name, matrix in before.items()]).norm()
     assert 0.001 < moved <= 0.01
+
+
+def test_the_feedback_of_a_frozen_weight_stays_as_it_is():
+    model = tiny_gpt()
+    layer = model.blocks[0].mlp.fc
+    layer.weight.requires_grad_(False)
+    rule = KolenPollack.Config().build(model, Streams(0))
+    before = {name: matrix.clone() for name, matrix in rule.feedback.items()}
+    weight = layer.weight.clone()
+    Gradient(model, CrossEntropy(), Uniform(), rule, SGD(lr=1.0), Solo()).step(tiny_batch())
+    assert torch.equal(layer.weight, weight)
+    assert {n for n in before if torch.equal(rule.feedback[n], before[n])} == {"blocks.0.mlp.fc"}

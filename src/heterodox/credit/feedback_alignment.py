@@ -17,11 +17,12 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from heterodox.core import config
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Origin, Signal
-from heterodox.credit.elsewhere import Elsewhere, feedback_manifest
+from heterodox.credit.elsewhere import Elsewhere, elsewhere_refusals, feedback_manifest
 from heterodox.credit.feedback import linear_layers
 from heterodox.credit.feedback_matrices import FeedbackOptions
 from heterodox.credit.grape import Grape
@@ -43,6 +44,9 @@ class FeedbackAlignment:
             if self.feedback_std is not None and self.grape is not None and self.grape.norm == "match":
                 raise ValueError("feedback_std has no effect where grape.norm is match; leave it out, or keep the norm")
             return self
+
+        def refusals(self, recipe: config.Config) -> list[str]:
+            return super().refusals(recipe) + elsewhere_refusals(self.name, self.elsewhere, recipe)
 
         def build(self, model: LanguageModel, streams: Streams) -> "FeedbackAlignment":
             grape = None if self.grape is None else self.grape.build(streams)

@@ -27,7 +27,7 @@ from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Origin, Signal
-from heterodox.credit.elsewhere import Elsewhere, feedback_manifest
+from heterodox.credit.elsewhere import Elsewhere, elsewhere_refusals, feedback_manifest
 from heterodox.credit.feedback import linear_layers
 from heterodox.credit.feedback_matrices import NATURAL_STD, draw_feedback
 from heterodox.credit.through_feedback import through_feedback
@@ -51,6 +51,9 @@ class SignSymmetry:
             if self.feedback_std is not None and self.magnitude == "mean":
                 raise ValueError("feedback_std is for magnitude fixed or random; mean takes the weights' own")
             return self
+
+        def refusals(self, recipe: config.Config) -> list[str]:
+            return super().refusals(recipe) + elsewhere_refusals(self.name, self.elsewhere, recipe)
 
         def build(self, model: LanguageModel, streams: Streams) -> "SignSymmetry":
             std = NATURAL_STD if self.feedback_std is None else self.feedback_std
