@@ -45,6 +45,14 @@ def test_a_fixed_magnitude_is_backprop_where_it_is_the_weights_own():
         assert same(grads["blocks.0.mlp.fc.weight"], exact["blocks.0.mlp.fc.weight"]) == equal
 
 
+def test_one_magnitude_may_be_a_whole_number():
+    model = tiny_gpt()
+    whole, mean = (SignSymmetry(size).feedback(model)["head"] for size in (1, None))
+    assert torch.equal(whole, SignSymmetry(1.0).feedback(model)["head"])
+    assert set(whole.unique().tolist()) == {-1.0, 1.0}
+    assert not torch.allclose(whole, mean)
+
+
 def test_the_wrong_sign_is_noticed():
     model = equal_sized_gpt()
     exact = grads_of(Backprop(), model)

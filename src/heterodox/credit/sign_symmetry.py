@@ -70,12 +70,12 @@ class SignSymmetry:
 
     def __init__(
         self,
-        magnitudes: Mapping[str, Float[Tensor, "fan_out fan_in"]] | float | None = None,
+        magnitudes: Mapping[str, Float[Tensor, "fan_out fan_in"]] | float | int | None = None,
         *,
         elsewhere: Elsewhere = "local",
     ) -> None:
         """`magnitudes`: of each weight's way back, by layer; one for all; or None, the mean |W| of each layer."""
-        self.uniform = magnitudes if isinstance(magnitudes, float) else None
+        self.uniform = float(magnitudes) if isinstance(magnitudes, (float, int)) else None
         self.magnitudes = dict(magnitudes) if isinstance(magnitudes, Mapping) else {}
         self.elsewhere: Elsewhere = elsewhere
 
