@@ -164,6 +164,27 @@ def test_a_run_whose_feedback_is_missing_is_not_resumed(credit, tmp_path):
     assert train(recipe, tmp_path, resume=True).summary["status"] == "finished"
 
 
+@pytest.mark.parametrize("update", [{"name": "adamw"}, {"name": "sgd", "momentum": 0.9}], ids=["adamw", "sgd"])
+def test_a_run_whose_moments_are_missing_is_not_resumed(update, tmp_path):
+    """Neither without those of Kolen–Pollack's own matrices, nor without any."""
+    run = {"budget": {"steps": 2}, "sampling": {"tokens": 0}}
+    recipe = tiny_recipe(credit={"name": "kolen_pollack"}, update=update, run=run)
+    train(recipe, tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    model, state, values = checkpoints.load()
+    saved = state["learner"]["update"]
+    (kind,) = saved.keys() - {"names"}
+    own = {name for name in saved[kind] if name.startswith("feedback:")}
+    assert own
+    for lost in (own, {min(own)}, set(saved[kind])):
+        left = saved | {kind: {name: kept for name, kept in saved[kind].items() if name not in lost}}
+        checkpoints.save(2, model, state | {"learner": state["learner"] | {"update": left}}, values)
+        with pytest.raises(CheckpointError, match=r"the checkpoint lacks the .* of "):
+            train(recipe, tmp_path, resume=True)
+    checkpoints.save(2, model, state, values)
+    assert train(recipe, tmp_path, resume=True).summary["status"] == "finished"
+
+
 def test_direct_feedback_holds_less_than_backprop():
     held = {}
     for credit in CREDITS:
