@@ -25,7 +25,11 @@ def gradients(model, **mirrored):
         "blocks.0.attn.mix": model.blocks[0].attn.o.weight.detach(),
         "blocks.0.mlp.act": model.blocks[0].mlp.proj.weight.detach(),
     } | mirrored
-    direct, exact = signal_of(rule, model), signal_of(Backprop(), model)
+    signals = []
+    for credit in (rule, Backprop()):
+        torch.manual_seed(0)  # the same dropout masks
+        signals.append(signal_of(credit, model))
+    direct, exact = signals
     assert torch.equal(direct.losses, exact.losses)
     return direct.grads, exact.grads
 
@@ -51,13 +55,18 @@ def test_and_in_the_attention_once_the_mlp_above_passes_no_error():
     assert all(equal(direct, exact, ATTENTION + READOUT))
 
 
-def test_and_in_the_embeddings_once_no_branch_passes_error():
-    model = tiny_gpt(layers=1)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_and_in_the_embeddings_once_no_branch_passes_error(dropout):
+    """Under dropout, on their sum alike, with the same masks."""
+    model = tiny_gpt(layers=1, dropout=dropout).train()
     with torch.no_grad():
         for layer in (model.blocks[0].mlp.fc, model.blocks[0].attn.q, model.blocks[0].attn.k, model.blocks[0].attn.v):
             layer.weight.zero_()
     direct, exact = gradients(model)
     assert all(equal(direct, exact, ["tok_emb.weight", "pos_emb.weight", *READOUT]))
+    torch.manual_seed(1)
+    other = grads_of(Backprop(), model)
+    assert same(other["pos_emb.weight"], exact["pos_emb.weight"]) == (not dropout)
 
 
 @pytest.mark.parametrize(
