@@ -10,33 +10,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from heterodox.core.comm import Solo
 from heterodox.core.errors import CheckpointError
 from heterodox.core.rng import Streams
-from heterodox.core.state import map_tensors, split
+from heterodox.core.state import Tree, map_tensors, split
 from heterodox.core.types import ORIGINS
 from heterodox.credit import DirectFeedback
-from heterodox.log.jsonl import read_rows
 from heterodox.objective import CrossEntropy
 from heterodox.probe import activation_bytes, exact_gradients
 from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.session import build_learner, build_model
 from heterodox.run.train import train
 from tests.conformance.combinations import CREDITS, RESUMING_PAIRS, RULES, RUNNING_PAIRS, recipe_of
+from tests.saved import assert_same_bits, tensors, timeless
 from tests.tiny import tiny_batch, tiny_recipe
 
 every_pair = pytest.mark.parametrize(("credit", "update"), RUNNING_PAIRS)
 every_rule = pytest.mark.parametrize("credit", RULES)
-
-
-def tensors(folder) -> dict[str, torch.Tensor]:
-    """All tensors of the run's last checkpoint."""
-    model, state, _ = Checkpoints(folder / "checkpoints").load()
-    return split({"model": model, "state": state})[0]
-
-
-def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert len(a) > 10
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 @every_pair
@@ -61,9 +48,7 @@ def test_resume_equals_uninterrupted(credit, update, tmp_path):
     run = train(recipe, tmp_path / "cut", resume=True)
     assert run.summary["steps"] == 30
     assert_same_bits(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"))
-    whole, cut = (list(read_rows(tmp_path / name / "metrics.jsonl")) for name in ("whole", "cut"))
-    timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows] for rows in (whole, cut)]
-    assert timeless[0] == timeless[1]
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "cut")
 
 
 def one_signal(credit: str):
@@ -152,6 +137,17 @@ def test_a_checkpoint_without_the_rules_state_is_refused(credit):
     assert all(torch.equal(after[name], wanted[name]) for name in wanted)
 
 
+def damages(remembered: Tree) -> list[Tree]:
+    """The state without all of it, without each group of it, and without one tensor of each group."""
+    found: list[Tree] = [{}] if remembered else []
+    for group, leaf in remembered.items():
+        rest = {key: kept for key, kept in remembered.items() if key != group}
+        found.append(rest)
+        if isinstance(leaf, dict) and len(leaf) > 1:
+            found.append(rest | {group: dict(list(leaf.items())[1:])})
+    return found
+
+
 @every_rule
 def test_a_run_whose_feedback_is_missing_is_not_resumed(credit, tmp_path):
     """Never silently with fresh feedback: neither without all that the rule remembers, nor without one tensor of it."""
@@ -160,13 +156,32 @@ def test_a_run_whose_feedback_is_missing_is_not_resumed(credit, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     model, state, values = checkpoints.load()
     remembered = state["learner"].pop("credit")
-    for kind in remembered:
-        damaged = {key: leaf for key, leaf in remembered.items() if key != kind}
-        for left in (damaged, {}):
-            checkpoints.save(2, model, state | {"learner": state["learner"] | {"credit": left}}, values)
-            with pytest.raises(CheckpointError, match=r"the checkpoint lacks .* it belongs to another recipe"):
-                train(recipe, tmp_path, resume=True)
+    for left in damages(remembered):
+        checkpoints.save(2, model, state | {"learner": state["learner"] | {"credit": left}}, values)
+        with pytest.raises(CheckpointError, match=r"the checkpoint lacks .* it belongs to another recipe"):
+            train(recipe, tmp_path, resume=True)
     checkpoints.save(2, model, state | {"learner": state["learner"] | {"credit": remembered}}, values)
+    assert train(recipe, tmp_path, resume=True).summary["status"] == "finished"
+
+
+@pytest.mark.parametrize("update", [{"name": "adamw"}, {"name": "sgd", "momentum": 0.9}], ids=["adamw", "sgd"])
+def test_a_run_whose_moments_are_missing_is_not_resumed(update, tmp_path):
+    """Neither without those of Kolen–Pollack's own matrices, nor without any."""
+    run = {"budget": {"steps": 2}, "sampling": {"tokens": 0}}
+    recipe = tiny_recipe(credit={"name": "kolen_pollack"}, update=update, run=run)
+    train(recipe, tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    model, state, values = checkpoints.load()
+    saved = state["learner"]["update"]
+    (kind,) = saved.keys() - {"names"}
+    own = {name for name in saved[kind] if name.startswith("feedback:")}
+    assert own
+    for lost in (own, {min(own)}, set(saved[kind])):
+        left = saved | {kind: {name: kept for name, kept in saved[kind].items() if name not in lost}}
+        checkpoints.save(2, model, state | {"learner": state["learner"] | {"update": left}}, values)
+        with pytest.raises(CheckpointError, match=r"the checkpoint lacks the .* of "):
+            train(recipe, tmp_path, resume=True)
+    checkpoints.save(2, model, state, values)
     assert train(recipe, tmp_path, resume=True).summary["status"] == "finished"
 
 

@@ -8,10 +8,9 @@ from heterodox.core.rng import Streams
 from heterodox.credit import Backprop, DirectFeedback
 from heterodox.credit.direct_feedback import direct_gradients
 from heterodox.credit.tape import POINTWISE, record_layers
-from heterodox.objective import CrossEntropy
-from tests.tiny import tiny_batch, tiny_gpt
+from tests.signals import grads_of, same, signal_of
+from tests.tiny import tiny_gpt
 
-WEIGHTS = torch.tensor([0.5, 1.5, 0.25, 1.75], dtype=torch.float64)
 ATTENTION = [f"blocks.0.attn.{part}.weight" for part in "qkvo"]
 MLP = ["blocks.0.mlp.fc.weight", "blocks.0.mlp.fc.bias", "blocks.0.mlp.proj.weight", "blocks.0.mlp.proj.bias"]
 READOUT = ["ln_f.weight", "ln_f.bias", "head.weight"]
@@ -26,15 +25,18 @@ def gradients(model, **mirrored):
         "blocks.0.attn.mix": model.blocks[0].attn.o.weight.detach(),
         "blocks.0.mlp.act": model.blocks[0].mlp.proj.weight.detach(),
     } | mirrored
-    direct = rule.signal(model, tiny_batch(), WEIGHTS, CrossEntropy())
-    exact = Backprop().signal(model, tiny_batch(), WEIGHTS, CrossEntropy())
+    signals = []
+    for credit in (rule, Backprop()):
+        torch.manual_seed(0)  # the same dropout masks
+        signals.append(signal_of(credit, model))
+    direct, exact = signals
     assert torch.equal(direct.losses, exact.losses)
     return direct.grads, exact.grads
 
 
 def equal(direct, exact, names):
     assert all(exact[name].norm() > 1e-6 for name in names), "degenerate: nothing to learn"
-    return [torch.allclose(direct[name], exact[name], rtol=1e-10, atol=1e-13) for name in names]
+    return [same(direct[name], exact[name]) for name in names]
 
 
 def test_mirrored_feedback_is_exact_in_the_last_mlp_and_the_readout():
@@ -53,13 +55,18 @@ def test_and_in_the_attention_once_the_mlp_above_passes_no_error():
     assert all(equal(direct, exact, ATTENTION + READOUT))
 
 
-def test_and_in_the_embeddings_once_no_branch_passes_error():
-    model = tiny_gpt(layers=1)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_and_in_the_embeddings_once_no_branch_passes_error(dropout):
+    """Under dropout, on their sum alike, with the same masks."""
+    model = tiny_gpt(layers=1, dropout=dropout).train()
     with torch.no_grad():
         for layer in (model.blocks[0].mlp.fc, model.blocks[0].attn.q, model.blocks[0].attn.k, model.blocks[0].attn.v):
             layer.weight.zero_()
     direct, exact = gradients(model)
     assert all(equal(direct, exact, ["tok_emb.weight", "pos_emb.weight", *READOUT]))
+    torch.manual_seed(1)
+    other = grads_of(Backprop(), model)
+    assert same(other["pos_emb.weight"], exact["pos_emb.weight"]) == (not dropout)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +84,7 @@ def test_the_wrong_sign_is_noticed(point, spoilt):
 def test_the_two_routes_differ_and_neither_holds_a_graph():
     model = tiny_gpt()
     routes = {
-        route: DirectFeedback.Config(route=route)
-        .build(model, Streams(0))
-        .signal(model, tiny_batch(), WEIGHTS, CrossEntropy())
+        route: signal_of(DirectFeedback.Config(route=route).build(model, Streams(0)), model)
         for route in ("stream", "own")
     }
     assert set(routes["stream"].grads) == set(routes["own"].grads) == {name for name, _ in model.named_parameters()}
@@ -136,7 +141,7 @@ def test_what_is_frozen_gets_no_signal():
     model.tok_emb.weight.requires_grad_(False)
     for route in ("stream", "own"):
         rule = DirectFeedback.Config(route=route).build(model, Streams(0))
-        grads = rule.signal(model, tiny_batch(), WEIGHTS, CrossEntropy()).grads
+        grads = grads_of(rule, model)
         trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert grads.keys() == trainable
         assert {n for n, origin in rule.manifest(model).items() if origin != "frozen"} == trainable

@@ -12,20 +12,11 @@ from heterodox.credit.direct_feedback import direct_gradients
 from heterodox.credit.elsewhere import elsewhere_names
 from heterodox.credit.feedback import feedback_linear, feedback_path, linear_layers
 from heterodox.credit.tape import record_layers
-from heterodox.objective import CrossEntropy
+from tests.derivatives import JVP_WARNING
+from tests.signals import KEY_BIASES, same, signal_of
 from tests.tiny import tiny_batch, tiny_gpt
 
 RULES = [Backprop, FeedbackAlignment, DirectFeedback, HeadOnly]
-KEY_BIASES = {"blocks.0.attn.k.bias", "blocks.1.attn.k.bias"}  # softmax does not see them: no gradient
-WEIGHTS = torch.tensor([0.5, 1.5, 0.25, 1.75], dtype=torch.float64)
-
-
-def signal_of(rule, model, batch=None, weights=WEIGHTS):
-    return rule.signal(model, batch or tiny_batch(), weights, CrossEntropy())
-
-
-def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-11, atol=1e-13)
 
 
 def test_feedback_alignment_with_the_weights_as_feedback_is_backprop():
@@ -185,7 +176,7 @@ class TestFeedbackLinear:
         )
 
     @pytest.mark.parametrize("lead", [(), (2,), (2, 3), (2, 1, 3)])
-    def test_with_its_own_weight_as_feedback_it_is_exact_and_twice_differentiable(self, lead):
+    def test_with_its_own_weight_as_feedback_its_backward_pass_is_exact(self, lead):
         x, weight, bias, _ = self.tensors(*lead)
         assert torch.autograd.gradcheck(lambda a, b, c: feedback_linear(a, b, c, weight.detach()), (x, weight, bias))
 
@@ -201,6 +192,50 @@ class TestFeedbackLinear:
         rows = delta.reshape(-1, 4)
         assert same(grad_weight, rows.T @ x.reshape(-1, 3))
         assert same(grad_bias, rows.sum(0))
+
+    @pytest.mark.filterwarnings(JVP_WARNING)
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
+    def test_forward_mode_is_that_of_the_forward_pass_whatever_the_feedback(self, lead, bias):
+        x, weight, b, feedback = (tensor.detach() for tensor in self.tensors(*lead))
+        primals = (x, weight, b) if bias else (x, weight)
+        tangents = tuple(torch.randn_like(primal) for primal in primals)
+
+        def ours(x, weight, b=None):
+            return feedback_linear(x, weight, b, feedback)
+
+        out, found = torch.func.jvp(ours, primals, tangents)
+        also, wanted = torch.func.jvp(nn.functional.linear, primals, tangents)
+        assert same(out, also)
+        assert same(found, wanted)
+        for place in range(len(primals)):  # each alone
+            alone = tuple(t if n == place else torch.zeros_like(t) for n, t in enumerate(tangents))
+            _, wanted = torch.func.jvp(nn.functional.linear, primals, alone)
+            assert wanted.norm() > 0.1
+
+            def of_one(primal, place=place):
+                return ours(*primals[:place], primal, *primals[place + 1 :])
+
+            _, found = torch.func.jvp(of_one, (primals[place],), (tangents[place],))
+            assert same(found, wanted)
+
+    @pytest.mark.filterwarnings(JVP_WARNING)
+    def test_forward_mode_under_vmap(self):
+        x, weight, bias, feedback = (tensor.detach() for tensor in self.tensors(2, 5))
+        directions = torch.randn(7, *x.shape, dtype=torch.float64)
+
+        def along(direction):
+            return torch.func.jvp(lambda a: feedback_linear(a, weight, bias, feedback), (x,), (direction,))[1]
+
+        found = torch.func.vmap(along)(directions)
+        assert same(found, directions @ weight.T)
+        assert not torch.allclose(found, directions @ feedback.T, rtol=1e-2)
+
+        def turned(a, tangent):
+            return torch.func.jvp(lambda w: feedback_linear(a, w, bias, feedback), (weight,), (tangent,))[1]
+
+        tangents = torch.randn(2, *weight.shape, dtype=torch.float64)
+        assert same(torch.func.vmap(turned)(x, tangents), x @ tangents.mT)
 
     def test_under_vmap_and_grad(self):
         x, weight, bias, feedback = self.tensors(5)
@@ -223,3 +258,34 @@ class TestFeedbackLinear:
         assert all(torch.equal(before[name], after[name]) for name in before)
         with pytest.raises(KeyError), feedback_path(model, {"nowhere": torch.zeros(1, 1)}):
             pass
+
+    def test_of_nested_paths_the_innermost_counts(self):
+        x, _, _, feedback = self.tensors(2)
+        layer = nn.Linear(3, 4).double()
+        net, other = nn.Sequential(layer), -feedback
+
+        def error_at_input():
+            return torch.autograd.grad(net(x).sum(), x)[0]
+
+        def sent_by(matrix):
+            return torch.ones(2, 4, dtype=torch.float64) @ matrix
+
+        with feedback_path(net, {"0": feedback}):
+            with feedback_path(net, {"0": other}):
+                assert same(error_at_input(), sent_by(other))
+            assert same(error_at_input(), sent_by(feedback))
+        assert same(error_at_input(), sent_by(layer.weight))
+        assert "forward" not in vars(layer)
+        assert not torch.allclose(sent_by(feedback), sent_by(layer.weight))
+        assert not torch.allclose(sent_by(feedback), sent_by(other))
+
+    def test_a_layer_that_computes_something_else_is_refused(self):
+        class Doubled(nn.Linear):
+            def forward(self, input):
+                return 2 * super().forward(input)
+
+        net = nn.Sequential(nn.Linear(3, 4), Doubled(4, 2))
+        matrices = {name: torch.zeros_like(layer.weight) for name, layer in linear_layers(net).items()}
+        with pytest.raises(ValueError, match="layer '1' is a Doubled"), feedback_path(net, matrices):
+            pass
+        assert not any("forward" in vars(layer) for layer in net)

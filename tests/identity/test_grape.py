@@ -139,6 +139,19 @@ def test_a_layer_of_zeros_leaves_its_feedback_alone():
         assert torch.allclose(feedback["layer"], before, rtol=1e-12)
 
 
+@pytest.mark.parametrize("norm", ["match", "keep"])
+@pytest.mark.parametrize("kind", COSINES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_feedback_of_zeros_has_no_direction_to_turn_and_stays(kind, norm, dtype):
+    for weight in (normal(FAN_OUT, FAN_IN), torch.zeros(FAN_OUT, FAN_IN)):
+        layer = nn.Linear(FAN_IN, FAN_OUT, bias=False).to(dtype)
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+        feedback = {"layer": torch.zeros(FAN_OUT, FAN_IN, dtype=dtype)}
+        Grape(Streams(0), cosine=kind, norm=norm).align({"layer": layer}, feedback)
+        assert torch.equal(feedback["layer"], torch.zeros(FAN_OUT, FAN_IN, dtype=dtype))
+
+
 def test_probes_are_new_at_every_step_and_the_same_after_a_resume():
     model = tiny_gpt()
     layers, first, second = linear_layers(model), rule_of(model), rule_of(model)

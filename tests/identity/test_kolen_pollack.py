@@ -11,10 +11,10 @@ from heterodox.learner import Gradient
 from heterodox.objective import CrossEntropy
 from heterodox.rating import Uniform
 from heterodox.update import SGD, AdamW
+from tests.signals import grads_of
 from tests.tiny import tiny_batch, tiny_gpt
 
 STEPS = 60
-WEIGHTS = torch.ones(4, dtype=torch.float64)
 
 
 def scale(step: int) -> float:
@@ -44,7 +44,8 @@ def factors(update) -> list[float]:
         rate = update.lr * scale(step)
         if isinstance(update, SGD):
             velocity = update.momentum * velocity + update.weight_decay * gap
-            gap -= rate * velocity
+            ahead = update.weight_decay * gap + update.momentum * velocity
+            gap -= rate * (ahead if update.nesterov else velocity)
         else:
             gap *= 1 - rate * update.weight_decay
         found.append(gap)
@@ -54,6 +55,7 @@ def factors(update) -> list[float]:
 UPDATES = {
     "sgd": lambda decay: SGD(lr=0.05, weight_decay=decay),
     "sgd with momentum": lambda decay: SGD(lr=0.02, momentum=0.9, weight_decay=decay),
+    "sgd with nesterov": lambda decay: SGD(lr=0.02, momentum=0.9, nesterov=True, weight_decay=decay),
     "adamw": lambda decay: AdamW(lr=0.02, weight_decay=decay),
 }
 
@@ -109,7 +111,7 @@ def test_feedback_that_began_as_the_weights_stays_backprop():
 def test_the_feedback_learns_from_the_clipped_signal_and_does_not_count_in_its_norm():
     model = tiny_gpt()
     rule = KolenPollack.Config().build(model, Streams(0))
-    norm = torch.stack([g.norm() for g in rule.signal(model, tiny_batch(), WEIGHTS, CrossEntropy()).grads.values()])
+    norm = torch.stack([g.norm() for g in grads_of(rule, model, torch.ones(4, dtype=torch.float64)).values()])
     before = {name: matrix.clone() for name, matrix in rule.feedback.items()}
     learner = Gradient(model, CrossEntropy(), Uniform(), rule, SGD(lr=1.0), Solo(), clip=0.01)
     report = learner.step(tiny_batch())
@@ -117,3 +119,15 @@ def test_the_feedback_learns_from_the_clipped_signal_and_does_not_count_in_its_n
     assert report.grad_norm > 0.1
     moved = torch.stack([(rule.feedback[name] - matrix).norm() for name, matrix in before.items()]).norm()
     assert 0.001 < moved <= 0.01
+
+
+def test_the_feedback_of_a_frozen_weight_stays_as_it_is():
+    model = tiny_gpt()
+    layer = model.blocks[0].mlp.fc
+    layer.weight.requires_grad_(False)
+    rule = KolenPollack.Config().build(model, Streams(0))
+    before = {name: matrix.clone() for name, matrix in rule.feedback.items()}
+    weight = layer.weight.clone()
+    Gradient(model, CrossEntropy(), Uniform(), rule, SGD(lr=1.0), Solo()).step(tiny_batch())
+    assert torch.equal(layer.weight, weight)
+    assert {n for n in before if torch.equal(rule.feedback[n], before[n])} == {"blocks.0.mlp.fc"}

@@ -6,19 +6,8 @@ import torch
 from heterodox.core.rng import Streams
 from heterodox.credit import Backprop, SignSymmetry
 from heterodox.credit.feedback import linear_layers
-from heterodox.objective import CrossEntropy
-from tests.tiny import tiny_batch, tiny_gpt
-
-WEIGHTS = torch.tensor([0.5, 1.5, 0.25, 1.75], dtype=torch.float64)
-KEY_BIASES = {"blocks.0.attn.k.bias", "blocks.1.attn.k.bias"}  # softmax does not see them: no gradient
-
-
-def grads_of(rule, model):
-    return rule.signal(model, tiny_batch(), WEIGHTS, CrossEntropy()).grads
-
-
-def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-11, atol=1e-13)
+from tests.signals import KEY_BIASES, grads_of, same
+from tests.tiny import tiny_gpt
 
 
 def equal_sized_gpt(size: float | None = None):
@@ -54,6 +43,14 @@ def test_a_fixed_magnitude_is_backprop_where_it_is_the_weights_own():
         grads = grads_of(rule, model)
         assert same(grads["head.weight"], exact["head.weight"])
         assert same(grads["blocks.0.mlp.fc.weight"], exact["blocks.0.mlp.fc.weight"]) == equal
+
+
+def test_one_magnitude_may_be_a_whole_number():
+    model = tiny_gpt()
+    whole, mean = (SignSymmetry(size).feedback(model)["head"] for size in (1, None))
+    assert torch.equal(whole, SignSymmetry(1.0).feedback(model)["head"])
+    assert set(whole.unique().tolist()) == {-1.0, 1.0}
+    assert not torch.allclose(whole, mean)
 
 
 def test_the_wrong_sign_is_noticed():

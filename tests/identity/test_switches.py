@@ -8,23 +8,14 @@ from heterodox.credit import Backprop, DirectFeedback, FeedbackAlignment
 from heterodox.credit.feedback import linear_layers
 from heterodox.model import GPT
 from heterodox.objective import CrossEntropy
+from tests.signals import KEY_BIASES, WEIGHTS, same, signal_of
 from tests.switches import CASES, INEXACT, SWITCHES
 from tests.tiny import tiny_batch, tiny_gpt
 
-WEIGHTS = torch.tensor([0.5, 1.5, 0.25, 1.75], dtype=torch.float64)
 BACKWARD_ONLY = {
     "softmax_fused", "softmax_centred", "straight_through_gelu", "norm_straight_through", "norm_center_scale",
     "norm_projected", "residual_gates", "frozen_embeddings",
 }  # fmt: skip
-KEY_BIAS = "blocks.0.attn.k.bias"  # softmax does not see it: no gradient
-
-
-def signal_of(rule, model):
-    return rule.signal(model, tiny_batch(), WEIGHTS, CrossEntropy())
-
-
-def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("switch", CASES)
@@ -141,8 +132,9 @@ def test_mirrored_direct_feedback_recomputes_attention_with_its_own_dropout_mask
     with torch.no_grad():
         model.blocks[0].mlp.fc.weight.zero_()
     direct, exact = mirrored_and_exact(model)
-    names = [n for n in exact if n.startswith("blocks.0.attn") and n != KEY_BIAS]
-    assert len(names) == (8 if switch == "sigmoid_learned" else 7) or "sigmoid" in switch
+    unseen = set() if "sigmoid" in switch else KEY_BIASES
+    names = [n for n in exact if n.startswith("blocks.0.attn") and n not in unseen]
+    assert len(names) == {"sigmoid_learned": 9, "sigmoid_neg_log_row": 8}.get(switch, 7)
     assert all(exact[name].norm() > 1e-6 for name in names)
     assert all(same(direct[name], exact[name]) for name in names)
     torch.manual_seed(1)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
-from heterodox.core.state import split
 from heterodox.recipe import Recipe
 from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.train import train
 from tests.conformance.combinations import RULES, UPDATES, recipe_of
+from tests.saved import assert_same_bits, tensors
 from tests.switches import ALL_AT_ONCE
 
 WIDTH = 16
@@ -72,11 +72,6 @@ def valid(model: dict[str, Any]) -> bool:
     )
 
 
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    model, state, _ = Checkpoints(folder / "checkpoints").load()
-    return split({"model": model, "state": state})[0]
-
-
 def check(model: dict[str, Any], credit: str, update: str) -> None:
     run = {"budget": {"steps": 3}, "checkpoint_every": 1, "eval_every": 3, "eval_batches": 1, "batch_size": 4}
     sections = {"model": model | {"layers": 2, "width": WIDTH}, "run": run | {"warmup_steps": 0}}
@@ -96,9 +91,8 @@ def trains_and_resumes(recipe: Recipe, folder: Path) -> None:
     newest = Checkpoints(folder / "cut" / "checkpoints").names()[-1]
     shutil.rmtree(folder / "cut" / "checkpoints" / newest)
     assert train(recipe, folder / "cut", resume=True).summary["steps"] == 3
-    one, other = tensors(folder / "whole"), tensors(folder / "cut")
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    one = tensors(folder / "whole")
+    assert_same_bits(one, tensors(folder / "cut"))
     initial = recipe.model.build(whole.model.head.out_features, Streams(recipe.seed)).state_dict()
     assert any(not torch.equal(initial[name], one[f"model/{name}"]) for name in initial)
 

@@ -34,9 +34,9 @@ from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Origin, Signal
-from heterodox.credit.elsewhere import Elsewhere, backprop_elsewhere, feedback_manifest
+from heterodox.credit.elsewhere import Elsewhere, backprop_elsewhere, elsewhere_refusals, feedback_manifest
 from heterodox.credit.feedback_matrices import FeedbackOptions
-from heterodox.credit.operation import error_through
+from heterodox.credit.operation import error_through, random_state
 from heterodox.credit.tape import POINTWISE, Record, Tape, record_layers
 from heterodox.model import CausalMix, HardTopK, ResidualGate
 
@@ -62,7 +62,7 @@ class DirectFeedback:
                     f"direct_feedback draws its dropout masks a second time (model.dropout is {dropout}), which a "
                     "compiled model does not let it; make run.compile false or the dropout 0"
                 )
-            return reasons
+            return reasons or elsewhere_refusals(self.name, self.elsewhere, recipe)
 
         def build(self, model: LanguageModel, streams: Streams) -> "DirectFeedback":
             vocab, width = model.head.out_features, model.head.in_features
@@ -92,6 +92,7 @@ class DirectFeedback:
     def signal(
         self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
     ) -> Signal:
+        before = random_state(model.head.weight.device)
         with torch.no_grad(), record_layers(model, _OPERATIONS[self.route]) as tape:
             logits = model(batch.inputs)
         with torch.enable_grad():
@@ -103,7 +104,7 @@ class DirectFeedback:
             grads = direct_gradients(tape, self._errors(model, tape, error))
         cost = Cost(tokens=batch.num_tokens, flops=self._flops(model, batch))
         if self.elsewhere == "backprop":
-            exact, extra = backprop_elsewhere(model, batch, weights, objective)
+            exact, extra = backprop_elsewhere(model, batch, weights, objective, before)
             grads |= exact
             cost += extra
         return Signal(grads, loss.detach(), losses.detach(), cost)

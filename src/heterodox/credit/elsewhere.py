@@ -1,7 +1,8 @@
 """Parameters that are no linear layer's: embeddings, norms, gates. `elsewhere` says how they learn.
 
 - `local` (default): from the rule's own signal, as it arrives at them. No transposed weights.
-- `backprop`: the exact gradient, from a second, ordinary backward pass that the rule is charged for.
+- `backprop`: the exact gradient, from a second, ordinary forward and backward pass that the rule is charged for. It
+  draws the same dropout masks as the first.
 - `frozen`: not at all.
 """
 
@@ -10,12 +11,26 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from heterodox.core import config
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.types import Batch, Cost, Origin
 from heterodox.credit.backprop import differentiate, frozen, trainable
 from heterodox.credit.feedback import linear_layers
+from heterodox.credit.operation import RandomState, replayed
 
 Elsewhere = Literal["backprop", "local", "frozen"]
+
+
+def elsewhere_refusals(rule: str, elsewhere: Elsewhere, recipe: config.Config) -> list[str]:
+    """Why `rule` cannot treat these parameters so within `recipe` (the whole one)."""
+    whole = recipe.model_dump(include={"model", "run"})
+    dropout = whole["model"].get("dropout")
+    if not (elsewhere == "backprop" and dropout and whole["run"]["compile"]):
+        return []
+    return [
+        f"{rule} with credit.elsewhere backprop draws its dropout masks a second time (model.dropout is {dropout}), "
+        "which a compiled model does not let it; make run.compile false or the dropout 0"
+    ]
 
 
 def elsewhere_names(model: nn.Module) -> list[str]:
@@ -34,9 +49,20 @@ def feedback_manifest(model: LanguageModel, elsewhere: Elsewhere) -> dict[str, O
 
 
 def backprop_elsewhere(
-    model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
+    model: LanguageModel,
+    batch: Batch,
+    weights: Float[Tensor, " batch"],
+    objective: Objective,
+    before: RandomState,
 ) -> tuple[dict[str, Tensor], Cost]:
-    """The exact gradients of the parameters elsewhere, and what the second pass costs (no new tokens)."""
-    exact = differentiate(model, batch, weights, objective, elsewhere_names(model))
+    """The exact gradients of the parameters elsewhere, and what the second pass costs (no new tokens).
+
+    `before` is the random state from which the first pass was made. Where nothing elsewhere learns, there is no second.
+    """
+    names = elsewhere_names(model)
+    if not names:
+        return {}, Cost()
+    with replayed(before, model.head.weight.device):
+        exact = differentiate(model, batch, weights, objective, names)
     forward = model.forward_flops(*batch.inputs.shape)
     return exact.grads, Cost(flops=forward.total + forward.input_gradients)

@@ -17,11 +17,12 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from heterodox.core import config
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Origin, Signal
-from heterodox.credit.elsewhere import Elsewhere, feedback_manifest
+from heterodox.credit.elsewhere import Elsewhere, elsewhere_refusals, feedback_manifest
 from heterodox.credit.feedback import linear_layers
 from heterodox.credit.feedback_matrices import FeedbackOptions
 from heterodox.credit.grape import Grape
@@ -39,10 +40,28 @@ class FeedbackAlignment:
         elsewhere: Elsewhere = "local"
 
         @model_validator(mode="after")
-        def _one_norm(self) -> "FeedbackAlignment.Config":
-            if self.feedback_std is not None and self.grape is not None and self.grape.norm == "match":
-                raise ValueError("feedback_std has no effect where grape.norm is match; leave it out, or keep the norm")
+        def _grape_leaves_it(self) -> "FeedbackAlignment.Config":
+            """What GrAPE would undo at its first step is refused."""
+            if self.grape is None:
+                return self
+            reasons = []
+            if self.feedback == "sparse":
+                reasons.append("feedback is 'sparse', but grape fills every entry at its first step; leave one out")
+            if self.sparse_k is not None:
+                reasons.append(f"sparse_k is {self.sparse_k}, but grape makes rows dense; leave one out")
+            if self.grape.norm == "match" and self.feedback_std is not None:
+                reasons.append("feedback_std has no effect where grape.norm is match; leave it out, or keep the norm")
+            if self.grape.norm == "match" and self.feedback == "orthogonal_he":
+                reasons.append(
+                    "the gain of orthogonal_he has no effect where grape.norm is match, which matches the norm to the "
+                    "weights'; use orthogonal, or keep the norm"
+                )
+            if reasons:
+                raise ValueError("; ".join(reasons))
             return self
+
+        def refusals(self, recipe: config.Config) -> list[str]:
+            return super().refusals(recipe) + elsewhere_refusals(self.name, self.elsewhere, recipe)
 
         def build(self, model: LanguageModel, streams: Streams) -> "FeedbackAlignment":
             grape = None if self.grape is None else self.grape.build(streams)

@@ -46,12 +46,15 @@ def draw_feedback(
 ) -> Float[Tensor, "fan_out fan_in"]:
     """A matrix of this kind. `std`: root mean square of all entries, without He's gain; None: the natural scale.
 
-    `sparse_k` is the number of non-zero entries in a row of a sparse matrix, by default a sixteenth of the row.
+    `sparse_k` is the number of non-zero entries in a row of a sparse matrix, by default a sixteenth of the row. Raises
+    `ValueError` where the row has no room for so many.
     """
     if kind == "gaussian":
         return torch.randn(fan_out, fan_in, generator=generator) * (NATURAL_STD if std is None else std)
     if kind == "sparse":
         k = max(1, fan_in // 16) if sparse_k is None else sparse_k
+        if not 1 <= k <= fan_in:
+            raise ValueError(f"sparse_k is {k}, but must be between 1 and {fan_in}, the entries of a row")
         places = torch.rand(fan_out, fan_in, generator=generator).topk(k, dim=1).indices
         entries = torch.randn(fan_out, k, generator=generator) * (NATURAL_STD if std is None else std)
         return torch.zeros(fan_out, fan_in).scatter_(1, places, entries * math.sqrt(fan_in / k))

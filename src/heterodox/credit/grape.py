@@ -83,7 +83,8 @@ class Grape:
             rate = self.rate * self.probes / (self.probes + fan_in + 1)
             matrix.addcmul_(gradient, length.square(), value=rate)
             target = norm_estimate(answers) if self.norm == "match" else length
-            matrix.mul_(torch.where(target > 0, target, length) / matrix.norm())
+            now = matrix.norm()
+            matrix.mul_(torch.where(now > 0, torch.where(target > 0, target, length) / now, 1.0))
         self.step += 1
         products = {"probes": 3, "jacobian": 2}[self.cosine]
         return 2 * products * self.probes * sum(matrix.numel() for matrix in feedback.values())
@@ -118,16 +119,17 @@ def cosine_gradient(
     answers: Float[Tensor, "probes fan_out"],
     cosine: Cosine,
 ) -> Float[Tensor, "fan_out fan_in"]:
-    """∂c/∂B for either cosine c; see the module. Zero where all answers are."""
+    """∂c/∂B for either cosine c; see the module. Zero where all answers are, and where B is."""
     if cosine == "probes":
         return _of_cosine(F.linear(probes, feedback), answers).T @ probes
     return _of_cosine(feedback, answers.T @ probes)
 
 
 def _of_cosine(a: Tensor, b: Tensor) -> Tensor:
-    """The gradient of cos(a, b) by a."""
+    """The gradient of cos(a, b) by a; zero where either is."""
     length, other = a.norm(), b.norm()
-    length, other = (x.clamp_min(torch.finfo(x.dtype).tiny) for x in (length, other))
+    defined = (length > 0) & (other > 0)
+    length, other = (torch.where(defined, x, 1.0) for x in (length, other))
     direction = b / other
     cosine = (a * direction).sum() / length
-    return (direction - a * (cosine / length)) / length
+    return torch.where(defined, (direction - a * (cosine / length)) / length, 0.0)

@@ -19,11 +19,12 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from heterodox.core import config
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Origin, Signal
-from heterodox.credit.elsewhere import Elsewhere, feedback_manifest
+from heterodox.credit.elsewhere import Elsewhere, elsewhere_refusals, feedback_manifest
 from heterodox.credit.feedback_matrices import FeedbackOptions
 from heterodox.credit.through_feedback import through_feedback
 
@@ -34,6 +35,9 @@ class KolenPollack:
     class Config(FeedbackOptions):
         name: Literal["kolen_pollack"] = "kolen_pollack"
         elsewhere: Elsewhere = "local"
+
+        def refusals(self, recipe: config.Config) -> list[str]:
+            return super().refusals(recipe) + elsewhere_refusals(self.name, self.elsewhere, recipe)
 
         def build(self, model: LanguageModel, streams: Streams) -> "KolenPollack":
             return KolenPollack(self.draw_all(model, streams), elsewhere=self.elsewhere)
@@ -49,8 +53,9 @@ class KolenPollack:
     ) -> Signal:
         signal = through_feedback(model, batch, weights, objective, self.feedback, self.elsewhere)
         for name, matrix in self.feedback.items():
-            signal.own_parameters[f"feedback:{name}"] = matrix
-            signal.own_grads[f"feedback:{name}"] = signal.grads[f"{name}.weight"]
+            if (gradient := signal.grads.get(f"{name}.weight")) is not None:  # a frozen weight's feedback stays, too
+                signal.own_parameters[f"feedback:{name}"] = matrix
+                signal.own_grads[f"feedback:{name}"] = gradient
         return signal
 
     def manifest(self, model: LanguageModel) -> dict[str, Origin]:

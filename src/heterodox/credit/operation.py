@@ -7,20 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+RandomState = tuple[Tensor, ...]
+"""Of the global generators: the CPU's, and the device's if that is a GPU."""
+
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One module's part in a forward pass; `rng` is the generator's state before it, if it drew random numbers."""
+    """One module's part in a forward pass; `rng` is the generators' state before it, if it drew random numbers."""
 
     name: str
     module: nn.Module
-    rng: Tensor | None = None
+    rng: RandomState | None = None
 
     def run(self, *inputs: Tensor) -> Tensor:
         """The output again."""
         if self.rng is None:
             return self.module.forward(*inputs)
-        with _generator_at(self.rng, inputs[0].device):
+        with replayed(self.rng, inputs[0].device):
             return self.module.forward(*inputs)
 
 
@@ -76,21 +79,24 @@ def error_through(module: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
         return torch.autograd.grad(output, leaf, delta.to(output.dtype))[0]
 
 
-def random_state(module: nn.Module, device: torch.device) -> Tensor | None:
-    """The state of the generator that `module` is about to draw from; None if it will not."""
+def draws(module: nn.Module) -> bool:
+    """Whether `module` is about to draw random numbers."""
     rates = (getattr(module, name, None) for name in ("p", "dropout"))
-    if not module.training or not any(isinstance(rate, float) and rate > 0 for rate in rates):
-        return None
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    return module.training and any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
+def random_state(device: torch.device) -> RandomState:
+    """What `replayed` needs to draw again what a model on `device` is about to draw."""
+    cpu = torch.get_rng_state()
+    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
 
 
 @contextmanager
-def _generator_at(state: Tensor, device: torch.device) -> Iterator[None]:
-    """Within the context, the device's global generator goes on from `state`; afterwards from where it was."""
+def replayed(state: RandomState, device: torch.device) -> Iterator[None]:
+    """Within the context, the global generators go on from `state`; afterwards from where they were."""
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng([device] if on_gpu else []):
+        torch.set_rng_state(state[0])
         if on_gpu:
-            torch.cuda.set_rng_state(state, device)
-        else:
-            torch.set_rng_state(state)
+            torch.cuda.set_rng_state(state[1], device)
         yield

@@ -27,7 +27,7 @@ from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Origin, Signal
-from heterodox.credit.elsewhere import Elsewhere, feedback_manifest
+from heterodox.credit.elsewhere import Elsewhere, elsewhere_refusals, feedback_manifest
 from heterodox.credit.feedback import linear_layers
 from heterodox.credit.feedback_matrices import NATURAL_STD, draw_feedback
 from heterodox.credit.through_feedback import through_feedback
@@ -52,6 +52,9 @@ class SignSymmetry:
                 raise ValueError("feedback_std is for magnitude fixed or random; mean takes the weights' own")
             return self
 
+        def refusals(self, recipe: config.Config) -> list[str]:
+            return super().refusals(recipe) + elsewhere_refusals(self.name, self.elsewhere, recipe)
+
         def build(self, model: LanguageModel, streams: Streams) -> "SignSymmetry":
             std = NATURAL_STD if self.feedback_std is None else self.feedback_std
             if self.magnitude == "mean":
@@ -67,12 +70,12 @@ class SignSymmetry:
 
     def __init__(
         self,
-        magnitudes: Mapping[str, Float[Tensor, "fan_out fan_in"]] | float | None = None,
+        magnitudes: Mapping[str, Float[Tensor, "fan_out fan_in"]] | float | int | None = None,
         *,
         elsewhere: Elsewhere = "local",
     ) -> None:
         """`magnitudes`: of each weight's way back, by layer; one for all; or None, the mean |W| of each layer."""
-        self.uniform = magnitudes if isinstance(magnitudes, float) else None
+        self.uniform = float(magnitudes) if isinstance(magnitudes, (float, int)) else None
         self.magnitudes = dict(magnitudes) if isinstance(magnitudes, Mapping) else {}
         self.elsewhere: Elsewhere = elsewhere
 

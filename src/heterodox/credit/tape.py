@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from heterodox.core.held import hold
-from heterodox.credit.operation import Call, Operation, random_state
+from heterodox.credit.operation import Call, Operation, RandomState, draws, random_state
 
 POINTWISE: tuple[type[nn.Module], ...] = (
     nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.LeakyReLU,
@@ -74,7 +74,7 @@ class Tape:
         self._made: dict[int, tuple[weakref.ref[Tensor], Source]] = {}
         # By a tensor's id: the records whose error enters there, and the operation behind them if there is one.
         self._outputs: dict[int, tuple[weakref.ref[Tensor], list[Record], Operation | None]] = {}
-        self._states: dict[str, Tensor | None] = {}
+        self._states: dict[str, RandomState | None] = {}
         self._remade: list[tuple[Source, Tensor]] = []  # the latest two
         self._behind: tuple[Operation, Tensor, tuple[Tensor, ...], dict[str, Tensor]] | None = None
 
@@ -149,7 +149,7 @@ class Tape:
             self._made[id(output)] = (weakref.ref(output), Source(args[0], layer.forward))
 
     def _before_operation(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._states[name] = random_state(module, args[0].device)
+        self._states[name] = random_state(args[0].device) if draws(module) else None
 
     def _after_own(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         own = Operation((Call(name, module, self._states[name]),), tuple(hold(x) for x in args), output.shape)

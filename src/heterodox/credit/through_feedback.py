@@ -10,6 +10,7 @@ from heterodox.core.types import Batch, Cost, Signal
 from heterodox.credit.backprop import differentiate
 from heterodox.credit.elsewhere import Elsewhere, backprop_elsewhere, feedback_manifest
 from heterodox.credit.feedback import feedback_path
+from heterodox.credit.operation import random_state
 
 
 def through_feedback(
@@ -25,11 +26,12 @@ def through_feedback(
     The head's gradient does not depend on any of them. `elsewhere` says how embeddings and norms learn.
     """
     names = [n for n, origin in feedback_manifest(model, elsewhere).items() if origin in ("feedback", "exact")]
+    before = random_state(model.head.weight.device)
     with feedback_path(model, feedback):
         signal = differentiate(model, batch, weights, objective, names)
     signal.cost = Cost(tokens=batch.num_tokens, flops=model.forward_flops(*batch.inputs.shape).with_backward)
     if elsewhere == "backprop":
-        grads, cost = backprop_elsewhere(model, batch, weights, objective)
+        grads, cost = backprop_elsewhere(model, batch, weights, objective, before)
         signal.grads |= grads
         signal.cost += cost
     return signal

@@ -21,6 +21,7 @@ from heterodox.model.attention import SigmoidBias, SoftmaxBackward, causal_mix
 from heterodox.model.block import Block
 from heterodox.model.bottleneck import DirectionalVQ, FrozenSubspace
 from heterodox.model.config import GPTOptions
+from heterodox.model.embedding import DroppedSum
 from heterodox.model.initialise import initialise
 from heterodox.model.norm import Backward, LayerNorm
 
@@ -67,7 +68,7 @@ class GPT(LanguageModel):
         self.pos_emb = nn.Embedding(context, width)
         for embedding in (self.tok_emb, self.pos_emb):
             embedding.weight.requires_grad_(not frozen_embeddings)
-        self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.drop = DroppedSum(dropout) if dropout else None
         self.blocks = nn.ModuleList()
         for _ in range(layers):
             mix = causal_mix(
@@ -104,7 +105,8 @@ class GPT(LanguageModel):
 
     def features(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
         with self._autocast():
-            x = self.drop(self.tok_emb(tokens) + self.pos_emb(self.positions[: tokens.shape[1]]))
+            words, places = self.tok_emb(tokens), self.pos_emb(self.positions[: tokens.shape[1]])
+            x = words + places if self.drop is None else self.drop(words, places)
             for block in self.blocks:
                 x = self.subspace(block(x))  # one basis for all blocks
             return x

@@ -16,6 +16,9 @@ from torch.optim.adamw import adamw
 
 from heterodox.core import config
 from heterodox.core.state import Tree
+from heterodox.update.moments import check_names
+
+MOMENTS = {"first", "second", "step"}
 
 
 class AdamW:
@@ -90,7 +93,9 @@ class AdamW:
         return self.moments[name]
 
     def state(self) -> Tree:
-        return {"moments": self.moments}
+        return {"moments": self.moments, "names": sorted(self.moments)}
 
     def load_state(self, tree: Tree) -> None:
-        self.moments = {name: dict(moments) for name, moments in tree.get("moments", {}).items()}
+        saved = tree.get("moments", {})
+        check_names(tree, [name for name, moments in saved.items() if moments.keys() >= MOMENTS], "moments of")
+        self.moments = {name: dict(moments) for name, moments in saved.items()}

@@ -17,6 +17,7 @@ from torch.optim.sgd import sgd
 
 from heterodox.core import config
 from heterodox.core.state import Tree
+from heterodox.update.moments import check_names
 
 
 class SGD:
@@ -75,7 +76,10 @@ class SGD:
         )
 
     def state(self) -> Tree:
-        return {"velocity": self.velocity}
+        return {"velocity": self.velocity, "names": sorted(self.velocity)} if self.momentum else {}
 
     def load_state(self, tree: Tree) -> None:
-        self.velocity = dict(tree.get("velocity", {}))
+        saved = tree.get("velocity", {})
+        if self.momentum:
+            check_names(tree, saved, "velocity of")
+        self.velocity = dict(saved)

@@ -46,6 +46,13 @@ def test_rows_of_sparse_matrices_have_k_entries_at_places_of_their_own(shape, k)
         assert len({tuple(row.nonzero().flatten().tolist()) for row in matrix}) > shape[0] / 4
 
 
+@pytest.mark.parametrize("k", [0, 9, 20])
+def test_more_entries_than_a_row_has_are_refused(k):
+    assert set((drawn("sparse", (4, 8), sparse_k=8) != 0).sum(1).tolist()) == {8}
+    with pytest.raises(ValueError, match=f"sparse_k is {k}, but must be between 1 and 8"):
+        drawn("sparse", (4, 8), sparse_k=k)
+
+
 def test_a_narrow_sparse_matrix_keeps_one_entry():
     assert set((drawn("sparse", (6, 8)) != 0).sum(1).tolist()) == {1}
 
@@ -103,6 +110,9 @@ def test_sparse_feedback_denser_than_its_matrix_is_refused(name):
         ({"name": "kolen_pollack", "feedback": "orthogonal", "sparse_k": 4}, "for sparse feedback only"),
         ({"name": "direct_feedback", "feedback": "sparse", "sparse_k": 0}, "greater than or equal to 1"),
         ({"name": "feedback_alignment", "feedback_std": 0.1, "grape": {}}, "no effect where grape.norm is match"),
+        ({"name": "feedback_alignment", "feedback": "sparse", "grape": {}}, "feedback is 'sparse', but grape fills"),
+        ({"name": "feedback_alignment", "feedback": "sparse", "sparse_k": 3, "grape": {}}, "sparse_k is 3, but grape"),
+        ({"name": "feedback_alignment", "feedback": "orthogonal_he", "grape": {}}, "which matches the norm"),
         ({"name": "feedback_alignment", "grape": {"probes": 0}}, "credit.grape.probes"),
         ({"name": "feedback_alignment", "grape": {"rate": 2.0}}, "credit.grape.rate"),
         ({"name": "sign_symmetry", "feedback_std": 0.1}, "for magnitude fixed or random"),
@@ -112,3 +122,9 @@ def test_sparse_feedback_denser_than_its_matrix_is_refused(name):
 def test_options_that_do_not_apply_are_refused(section, reason):
     with pytest.raises(RecipeError, match=reason):
         tiny_recipe(credit=section)
+
+
+@pytest.mark.parametrize("feedback", ["gaussian", "orthogonal", "orthogonal_he"])
+def test_grape_takes_dense_feedback_and_keeps_its_gain_where_it_keeps_the_norm(feedback):
+    norm = "keep" if feedback == "orthogonal_he" else "match"
+    assert tiny_recipe(credit={"name": "feedback_alignment", "feedback": feedback, "grape": {"norm": norm}})
