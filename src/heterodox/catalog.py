@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from heterodox import credit, model
 from heterodox.core.config import Config
 from heterodox.credit import Backprop, DirectFeedback, FeedbackAlignment, HeadOnly
 from heterodox.data.corpus import File, Grammar, HuggingFace, Stdlib
@@ -14,21 +15,27 @@ from heterodox.objective import CrossEntropy
 from heterodox.rating import Uniform
 from heterodox.update import SGD, AdamW
 
-ModelConfig = GPT.Config
+ModelConfig = Annotated[GPT.Config | model.Equilibrium.Config, Field(discriminator="name")]
 ObjectiveConfig = CrossEntropy.Config
 RatingConfig = Uniform.Config
 CreditConfig = Annotated[
-    Backprop.Config | FeedbackAlignment.Config | DirectFeedback.Config | HeadOnly.Config,
+    Backprop.Config
+    | FeedbackAlignment.Config
+    | DirectFeedback.Config
+    | HeadOnly.Config
+    | credit.Equilibrium.Config
+    | credit.BPTT.Config
+    | credit.Implicit.Config,
     Field(discriminator="name"),
 ]
 UpdateConfig = Annotated[SGD.Config | AdamW.Config, Field(discriminator="name")]
 LearnerConfig = Gradient.Config
 
 PARTS: dict[str, tuple[type, ...]] = {
-    "model": (GPT,),
+    "model": (GPT, model.Equilibrium),
     "objective": (CrossEntropy,),
     "rating": (Uniform,),
-    "credit": (Backprop, FeedbackAlignment, DirectFeedback, HeadOnly),
+    "credit": (Backprop, FeedbackAlignment, DirectFeedback, HeadOnly, credit.Equilibrium, credit.BPTT, credit.Implicit),
     "update": (SGD, AdamW),
     "learner": (Gradient,),
     "corpus": (Stdlib, File, HuggingFace, Grammar),

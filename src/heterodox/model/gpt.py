@@ -16,6 +16,7 @@ from heterodox.core import config
 from heterodox.core.protocols import ForwardFlops, LanguageModel
 from heterodox.core.rng import Streams
 from heterodox.model.attention import CausalSelfAttention
+from heterodox.model.dynamics import FeedForward, Matmuls
 
 
 class MLP(nn.Module):
@@ -120,9 +121,18 @@ class GPT(LanguageModel):
             std = 0.02 / branches if name.endswith(("attn.o.weight", "mlp.proj.weight")) else 0.02
             parameter.copy_(torch.randn(parameter.shape, generator=streams.generator("init", name)) * std)
 
+    def embed(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
+        """The residual stream below the first block."""
+        return self.drop(self.tok_emb(tokens) + self.pos_emb(self.positions[: tokens.shape[1]]))
+
+    def dynamics(self, tokens: Int[Tensor, "batch time"]) -> FeedForward:
+        """The model as a dynamical system whose states are its layers' outputs."""
+        forward = self.forward_flops(*tokens.shape)
+        return FeedForward(lambda: self.embed(tokens), self.blocks, Matmuls(forward.linear, forward.attention))
+
     def features(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
         with self._autocast():
-            x = self.drop(self.tok_emb(tokens) + self.pos_emb(self.positions[: tokens.shape[1]]))
+            x = self.embed(tokens)
             for block in self.blocks:
                 x = block(x)
             return x
