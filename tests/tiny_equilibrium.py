@@ -35,15 +35,14 @@ def converged(**options) -> Credit:
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], names=None) -> float:
-    """The relative difference of two sets of gradients, as one vector."""
-    names = names or b.keys()
+    """The relative difference of two sets of gradients, as one vector; keys' biases, which softmax ignores, left out."""
+    names = names or [name for name in b if not name.endswith("k.bias")]
     assert all(b[name].norm() > 1e-6 for name in names), "degenerate: nothing to learn"
     apart = sum(float((a[name] - b[name]).square().sum()) for name in names)
     return (apart / sum(float(b[name].square().sum()) for name in names)) ** 0.5
 
 
 def relaxed_names(model: Equilibrium) -> list[str]:
-    """Parameters that learn from relaxed states; keys' biases, which softmax ignores, left out."""
-    return [
-        name for name, _ in model.named_parameters() if name not in model.readout_names and not name.endswith("k.bias")
-    ]
+    """Parameters that learn from relaxed states, without keys' biases."""
+    names = [name for name, _ in model.named_parameters() if name not in model.readout_names]
+    return [name for name in names if not name.endswith("k.bias")]

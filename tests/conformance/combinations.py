@@ -10,6 +10,14 @@ from tests.tiny import tiny_recipe
 LEARNING_RATES = {"sgd": 0.5, "adamw": 1e-2}
 
 
+EQUILIBRIUM = {
+    "name": "equilibrium", "layers": 1, "heads": 2, "width": 16, "context": 16, "steps": 12, "weight_std": 0.1,
+}  # fmt: skip
+OWN_MODELS = {"bptt": EQUILIBRIUM, "implicit": EQUILIBRIUM, "equilibrium": EQUILIBRIUM}
+"""Rules that need another model than the tiny GPT, or are at home on one."""
+OWN_OPTIONS = {"implicit": {"tolerance": None, "steps": 12}}  # FLOPs that do not depend on who shares a batch
+
+
 def names(slot: str) -> list[str]:
     return [catalog.part_name(part) for part in catalog.PARTS[slot]]
 
@@ -20,9 +28,13 @@ PAIRS = list(product(CREDITS, UPDATES))
 
 
 def recipe_of(credit: str, update: str, **sections) -> Recipe:
-    """The tiny recipe with this rule and this update."""
+    """The tiny recipe with this rule and this update, on the model that the rule needs (which has no dropout)."""
     rate = {"lr": LEARNING_RATES.get(update, 1e-2)}
-    return tiny_recipe(credit={"name": credit}, update={"name": update} | rate, **sections)
+    if credit in OWN_MODELS:
+        given = {key: value for key, value in sections.pop("model", {}).items() if key != "dropout"}
+        sections["model"] = OWN_MODELS[credit] | given
+    rule = {"name": credit} | OWN_OPTIONS.get(credit, {})
+    return tiny_recipe(credit=rule, update={"name": update} | rate, **sections)
 
 
 def runs(credit: str, update: str) -> bool:

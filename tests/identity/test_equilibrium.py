@@ -13,7 +13,7 @@ from tests.tiny_equilibrium import WEIGHTS, converged, distance, gradients, rela
 
 MODELS = {
     "one block": {},
-    "two blocks": {"layers": 2},
+    "two blocks": {"layers": 2, "weight_std": 0.1},
     "attention alone": {"mlp_ratio": 0, "layer_norm": False, "weight_std": 0.35},
     "weak branch, strong damping": {"scale": 0.5, "damping": 2.0, "weight_std": 0.25},
 }

@@ -52,7 +52,8 @@ def read_out(
     parameters = {name: model.get_parameter(name) for name in sorted(model.readout_names)}
     with torch.enable_grad():
         hidden = hidden.detach().requires_grad_()
-        losses = objective.losses(model.readout(hidden), batch)
+        view = hidden.view_as(hidden)  # FlopCounterMode cannot follow a leaf into a module
+        losses = objective.losses(model.readout(view), batch)
     sums = weights.to(losses) * hidden.shape[1]
     nudge, *grads = torch.autograd.grad(losses, [hidden, *parameters.values()], sums)
     grads = dict(zip(parameters, torch._foreach_div(grads, batch.num_tokens), strict=True))

@@ -20,12 +20,14 @@ from heterodox.model.dynamics.solver import Relaxed
 
 @dataclass(frozen=True)
 class Matmuls:
-    """FLOPs of matrix products by kind: with a weight, with a weight whose input needs no gradient, of attention."""
+    """FLOPs of one evaluation's matrix products: with weights, and those of attention."""
 
     linear: int
     attention: int
     entering: int = 0
     """The part of `linear` whose input is the state itself, with no parameter before it."""
+    leaving: int = 0
+    """The part of `linear` whose output is added to the force."""
 
 
 class Dynamics(ABC):

@@ -29,7 +29,9 @@ class EquilibriumBlock(nn.Module):
     @property
     def entering(self) -> int:
         """Entries of the weight matrices that see the state itself: none behind a norm, which has parameters."""
-        if isinstance(self.ln1, nn.LayerNorm):
-            return 0
-        first = [self.attn.q, self.attn.k, self.attn.v, *([] if self.mlp is None else [self.mlp.fc])]
-        return sum(layer.weight.numel() for layer in first)
+        return 0 if isinstance(self.ln1, nn.LayerNorm) else self.matrices - self.leaving
+
+    @property
+    def leaving(self) -> int:
+        """Entries of the weight matrices that write to the force."""
+        return self.attn.o.weight.numel() + (0 if self.mlp is None else self.mlp.proj.weight.numel())

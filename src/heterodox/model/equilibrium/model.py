@@ -175,6 +175,7 @@ class Equilibrium(LanguageModel):
             linear=2 * batch * time * sum(block.matrices for block in blocks),
             attention=4 * batch * time * time * self.head.in_features * len(blocks),
             entering=2 * batch * time * sum(block.entering for block in blocks),
+            leaving=2 * batch * time * sum(block.leaving for block in blocks),
         )
 
 
@@ -192,7 +193,8 @@ class BlockDynamics(Dynamics):
     @property
     def start(self) -> Float[Tensor, "layers batch time width"]:
         """Every layer's state at the embeddings."""
-        return self.x.expand(len(self.model.blocks), *self.x.shape)
+        x = self.x if torch.is_grad_enabled() else self.x.detach()
+        return x.expand(len(self.model.blocks), *x.shape)
 
     def drive(self, z: Float[Tensor, "layers batch time width"]) -> Float[Tensor, "layers batch time width"]:
         states = z.unbind(0)
