@@ -35,7 +35,7 @@ def converged(**options) -> Credit:
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], names=None) -> float:
-    """The relative difference of two sets of gradients, as one vector; keys' biases, which softmax ignores, left out."""
+    """The relative difference of two sets of gradients, as one vector, without keys' biases (softmax ignores them)."""
     names = names or [name for name in b if not name.endswith("k.bias")]
     assert all(b[name].norm() > 1e-6 for name in names), "degenerate: nothing to learn"
     apart = sum(float((a[name] - b[name]).square().sum()) for name in names)

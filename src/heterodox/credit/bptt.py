@@ -42,12 +42,13 @@ class BPTT:
         name: Literal["bptt"] = "bptt"
         through: int | None = Field(None, ge=1, description="steps to differentiate, the last ones; null: all")
         jacobian_penalty: float = Field(0.0, ge=0, description="strength of the penalty on the Jacobian, γ")
+        jacobian_powers: int = Field(4, ge=0, description="steps that turn its probe to the largest eigenvalues")
 
         def refusals(self, recipe: config.Config) -> list[str]:
             return needs_equilibrium_model("bptt", recipe) or _refusals(self, recipe)
 
         def build(self, model: LanguageModel, streams: Streams) -> "BPTT":
-            return BPTT(JacobianPenalty(self.jacobian_penalty, streams), through=self.through)
+            return BPTT(JacobianPenalty(self.jacobian_penalty, streams, self.jacobian_powers), through=self.through)
 
     def __init__(self, penalty: JacobianPenalty | None = None, *, through: int | None = None) -> None:
         self.penalty = penalty or JacobianPenalty(0.0, Streams(0))
@@ -89,7 +90,8 @@ class BPTT:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
         if not self.penalty.strength:
             return {}, {}, 0
-        linear = Linearisation(dynamics, state, self.penalty.probe(state))
+        linear = Linearisation(dynamics, state)
+        self.penalty.aim(linear)
         grads, metrics = self.penalty.gradients(model, linear, weights)
         cost = dynamics.flops
         return grads, metrics, drive_flops(cost) + product_flops(cost) + self.penalty.flops(cost)

@@ -78,14 +78,17 @@ class Equilibrium:
             0.1, gt=0, description="relative last step of the free phase past which a run stops; null: never"
         )
         jacobian_penalty: float = Field(0.0, ge=0, description="strength of the penalty on the Jacobian, γ")
+        jacobian_powers: int = Field(4, ge=0, description="steps that turn its probe to the largest eigenvalues")
 
         def refusals(self, recipe: config.Config) -> list[str]:
             return refusals(self, recipe)
 
         def build(self, model: LanguageModel, streams: Streams) -> "Equilibrium":
-            options = self.model_dump(exclude={"name", "correction", "nudge", "jacobian_penalty", "loss_gradient"})
+            options = self.model_dump(
+                exclude={"name", "correction", "nudge", "jacobian_penalty", "jacobian_powers", "loss_gradient"}
+            )
             return Equilibrium(
-                JacobianPenalty(self.jacobian_penalty, streams),
+                JacobianPenalty(self.jacobian_penalty, streams, self.jacobian_powers),
                 corrected=self.correction == "asymmetric",
                 centered=self.nudge == "centered",
                 live=self.loss_gradient == "live",
@@ -126,7 +129,8 @@ class Equilibrium:
         def gradient(hidden: Tensor) -> Tensor:
             return read_out(model, hidden, batch, weights, objective).nudge if self.live else readout.nudge
 
-        linear = Linearisation(dynamics, free.state, self.penalty.probe(free.state))
+        linear = Linearisation(dynamics, free.state)
+        self.penalty.aim(linear)
         phase = NudgedPhase(
             self.beta,
             steps=self.nudged_steps or dynamics.nudged_steps,

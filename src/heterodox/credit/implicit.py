@@ -51,13 +51,14 @@ class Implicit:
             0.1, gt=0, description="relative last step of the free phase past which a run stops; null: never"
         )
         jacobian_penalty: float = Field(0.0, ge=0, description="strength of the penalty on the Jacobian, γ")
+        jacobian_powers: int = Field(4, ge=0, description="steps that turn its probe to the largest eigenvalues")
 
         def refusals(self, recipe: config.Config) -> list[str]:
             return needs_equilibrium_model("implicit", recipe)
 
         def build(self, model: LanguageModel, streams: Streams) -> "Implicit":
             return Implicit(
-                JacobianPenalty(self.jacobian_penalty, streams),
+                JacobianPenalty(self.jacobian_penalty, streams, self.jacobian_powers),
                 steps=self.steps,
                 tolerance=self.tolerance,
                 solver=self.solver,
@@ -84,7 +85,8 @@ class Implicit:
         with torch.no_grad():
             free = dynamics.settle()
         readout = read_out(model, free.state[-1], batch, weights, objective)
-        linear = Linearisation(dynamics, free.state, self.penalty.probe(free.state))
+        linear = Linearisation(dynamics, free.state)
+        self.penalty.aim(linear)
         solved = self._solve(dynamics, linear, readout.nudge)
         names = relaxed_names(model)
         read = linear.parameter_vjp(solved.state / batch.num_tokens, [model.get_parameter(name) for name in names])

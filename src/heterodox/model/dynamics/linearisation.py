@@ -19,21 +19,20 @@ class Linearisation:
     J − Jᵀ = J_G − J_Gᵀ.
     """
 
-    def __init__(
-        self,
-        dynamics: Dynamics,
-        z: Float[Tensor, "layers batch time width"],
-        probe: Float[Tensor, "*shape"] | None = None,
-    ) -> None:
-        """`probe` is the u at which `pulled` = J_Gᵀ u is held, with its graph; it does not change the products."""
+    def __init__(self, dynamics: Dynamics, z: Float[Tensor, "layers batch time width"]) -> None:
         self.z = z.detach().requires_grad_()
-        self.probe = (torch.zeros_like(z) if probe is None else probe.expand_as(z).clone()).requires_grad_()
+        self.probe = torch.zeros_like(z).requires_grad_()
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the only kernel that can be differentiated twice
             self.output = dynamics.drive(self.z)
 
+    def aim(self, u: Float[Tensor, "layers batch time width"]) -> None:
+        """Hold `pulled` at u from now on. The products do not depend on it."""
+        assert "pulled" not in vars(self), "pulled has been computed at another vector"
+        self.probe = u.detach().clone().requires_grad_()
+
     @cached_property
     def pulled(self) -> Float[Tensor, "layers batch time width"]:
-        """J_Gᵀ · probe, differentiable."""
+        """J_Gᵀ u at the u that was aimed at, differentiable in the parameters."""
         return torch.autograd.grad(self.output, self.z, self.probe, create_graph=True)[0]
 
     def vjp(self, u: Float[Tensor, "layers batch time width"]) -> Float[Tensor, "layers batch time width"]:
