@@ -11,11 +11,15 @@ LEARNING_RATES = {"sgd": 0.5, "adamw": 1e-2}
 
 
 EQUILIBRIUM = {
-    "name": "equilibrium", "layers": 1, "heads": 2, "width": 16, "context": 16, "steps": 12, "weight_std": 0.1,
+    "name": "equilibrium", "layers": 1, "heads": 2, "width": 16, "context": 16, "mlp_ratio": 2,
+    "scale": 0.5, "steps": 8, "weight_std": 0.1,
 }  # fmt: skip
 OWN_MODELS = {"bptt": EQUILIBRIUM, "implicit": EQUILIBRIUM, "equilibrium": EQUILIBRIUM}
 """Rules that need another model than the tiny GPT, or are at home on one."""
-OWN_OPTIONS = {"implicit": {"tolerance": None, "steps": 12}}  # FLOPs that do not depend on who shares a batch
+OWN_OPTIONS = {
+    "equilibrium": {"nudged_steps": 6},
+    "implicit": {"tolerance": None, "steps": 8},  # FLOPs that do not depend on who shares a batch
+}
 
 
 def names(slot: str) -> list[str]:

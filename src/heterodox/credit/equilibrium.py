@@ -62,7 +62,7 @@ class Equilibrium:
         loss_gradient: Literal["frozen", "live"] = Field(
             "frozen", description="∂L/∂z of the nudge: at z*, or anew at every state on the way"
         )
-        beta: float = Field(0.1, description="strength of the nudge; not 0")
+        beta: float = Field(0.03, description="strength of the nudge; not 0")
         nudged_steps: int | None = Field(
             None, ge=1, description="of a nudged phase, at most; null: 15, and on the GPT its layers and one more"
         )
@@ -99,7 +99,7 @@ class Equilibrium:
         self,
         penalty: JacobianPenalty | None = None,
         *,
-        beta: float = 0.1,
+        beta: float = 0.03,
         corrected: bool = True,
         centered: bool = True,
         live: bool = False,
@@ -179,7 +179,7 @@ def refusals(credit: Equilibrium.Config, recipe: Any) -> list[str]:
     model, reasons = recipe.model, []
     if credit.beta == 0:
         reasons.append(
-            "credit.beta is 0: without a nudge nothing can be read off; expected another number, such as 0.1"
+            "credit.beta is 0: without a nudge nothing can be read off; expected another number, such as 0.03"
         )
     if recipe.run.precision == "bfloat16":
         reasons.append(
