@@ -34,11 +34,8 @@ class HeadOnly(Stateless):
     def signal(
         self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
     ) -> Signal:
-        forward_flops = model.forward_flops(*batch.inputs.shape)
-        backward_flops = 2 * forward_flops.head
         if self.embeddings == "backprop":
             forward = model
-            backward_flops += forward_flops.linear + 2 * forward_flops.attention
         else:
 
             def forward(tokens: Tensor) -> Tensor:
@@ -48,6 +45,10 @@ class HeadOnly(Stateless):
 
         names = [name for name, origin in self.manifest(model).items() if origin != "frozen"]
         signal = differentiate(model, batch, weights, objective, names, forward)
+        forward_flops = model.forward_flops(*batch.inputs.shape)
+        backward_flops = 2 * forward_flops.head
+        if self.embeddings == "backprop":
+            backward_flops += forward_flops.linear + 2 * forward_flops.attention
         signal.cost = Cost(tokens=batch.num_tokens, flops=forward_flops.total + backward_flops)
         return signal
 

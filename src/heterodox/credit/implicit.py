@@ -107,7 +107,7 @@ class Implicit:
 
     @torch.no_grad()
     def _solve(self, dynamics: Dynamics, linear: Linearisation, nudge: Tensor) -> Relaxed:
-        def step(a: Float[Tensor, "layers batch time width"]) -> Float[Tensor, "layers batch time width"]:
+        def step(a: Tensor) -> Tensor:
             push = torch.sub(linear.vjp(a), a, alpha=dynamics.decay)
             push[-1].add_(nudge)
             return torch.add(a, push, alpha=dynamics.step_size)

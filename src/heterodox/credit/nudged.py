@@ -54,7 +54,7 @@ class NudgedPhase:
             return relaxed.state[-1] / -self.beta, relaxed
 
     def _pair(self, dynamics: Dynamics, linear: Linearisation, gradient: Gradient) -> Callable[[Tensor], Tensor]:
-        def step(state: Float[Tensor, "2 layers batch time width"]) -> Float[Tensor, "2 layers batch time width"]:
+        def step(state: Tensor) -> Tensor:
             mean, half = state.unbind(0)
             up, down = mean + half, mean - half
             force_up, force_down = dynamics.force(up), dynamics.force(down)
@@ -70,7 +70,7 @@ class NudgedPhase:
     def _single(self, dynamics: Dynamics, linear: Linearisation, gradient: Gradient) -> Callable[[Tensor], Tensor]:
         rest = linear.z.detach()
 
-        def step(state: Float[Tensor, "1 layers batch time width"]) -> Float[Tensor, "1 layers batch time width"]:
+        def step(state: Tensor) -> Tensor:
             moved = rest + state[0]
             pull = dynamics.force(moved)
             pull[-1].sub_(gradient(moved[-1]), alpha=self.beta)

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heterodox.model.dynamics.solver import per_example
+
 
 @torch.no_grad()
 def spectral_radius(
@@ -34,18 +36,14 @@ def spectral_radius(
         w = apply(basis[column])
         for _ in range(2):  # once more, or rounding makes the basis lose its right angles
             for row, b in enumerate(basis):
-                product = _dot(w, b)
+                product = per_example(w, b)
                 hessenberg[:, row, column] += product.flatten()
                 w = w - product * b
-        norm = _dot(w, w).sqrt()
+        norm = per_example(w, w).sqrt()
         hessenberg[:, column + 1, column] = norm.flatten()
         basis.append(w / norm.clamp_min(torch.finfo(w.dtype).tiny))
     return torch.linalg.eigvals(hessenberg[:, :dimension]).abs().amax(-1)
 
 
-def _dot(a: Tensor, b: Tensor) -> Float[Tensor, "1 batch 1 1"]:
-    return (a * b).sum((0, 2, 3), keepdim=True)
-
-
 def _unit(v: Tensor) -> Tensor:
-    return v / _dot(v, v).sqrt().clamp_min(torch.finfo(v.dtype).tiny)
+    return v / per_example(v, v).sqrt().clamp_min(torch.finfo(v.dtype).tiny)

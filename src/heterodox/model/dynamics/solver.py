@@ -37,13 +37,13 @@ class Relaxed:
     residual: Float[Tensor, ""]
 
 
-def per_example(a: Tensor, b: Tensor) -> Float[Tensor, "#layers batch 1 1"]:
-    """The inner product of two stacked states within each example."""
+def per_example(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of two stacked states within each example: 1 × batch × 1 × 1."""
     return (a * b).sum((0, 2, 3), keepdim=True)
 
 
-def per_position(a: Tensor, b: Tensor) -> Float[Tensor, "#layers batch time 1"]:
-    """The inner product within each position: whatever is decided by it cannot leak from later tokens to earlier."""
+def per_position(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product within each position: 1 × batch × time × 1. What it decides cannot leak to earlier tokens."""
     return (a * b).sum((0, 3), keepdim=True)
 
 
