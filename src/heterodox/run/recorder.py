@@ -49,11 +49,11 @@ class Recorder:
             row: Row = {"kind": "train", **totals, "lr": lr}
             row |= {"loss": float(report.loss), "grad_norm": float(report.grad_norm)}
             row |= {key: _finite(float(value)) for key, value in report.metrics.items()}
-            if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
-                raise Diverged(self._diagnose(row))
             for key, limit in report.limits.items():
                 if row[key] is None or row[key] > limit.most:
                     raise Diverged(self._past_limit(row, key, limit))
+            if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+                raise Diverged(self._diagnose(row))
             self._last_finite = row
             if row["step"] % self.log_every == 0 or row["step"] == 1:
                 self.tell(row)

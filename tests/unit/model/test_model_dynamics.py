@@ -78,10 +78,7 @@ class TestLinearisation:
         diagnosis = model.diagnose(tokens)
         assert diagnosis.values["spectral_radius"] == pytest.approx(truth, rel=0.02)
         assert not diagnosis.warnings
-        with torch.no_grad():
-            for block in model.blocks:
-                block.mlp.proj.weight.mul_(20)
-        diagnosis = model.diagnose(tokens)
+        diagnosis = tiny_equilibrium(weight_std=0.5, layer_norm=False).diagnose(tokens)
         assert diagnosis.values["spectral_radius"] > 1
         assert f"{diagnosis.values['spectral_radius']:.3f}" in diagnosis.warnings[0]
 
@@ -107,21 +104,21 @@ class TestSolvers:
     def test_an_example_stops_by_itself(self, solver):
         """An easy example in the company of a hard one takes the steps that it would take alone."""
         rates = torch.tensor([0.1, 0.9], dtype=F64).view(1, 2, 1, 1)
-        start = draw(1, 2, 1, 4)
-        turn = dense(torch.linalg.qr(draw(2, 4, 4)).Q)
+        start = draw(1, 2, 1, 24)
+        turn = dense(torch.linalg.qr(draw(2, 24, 24)).Q)
         step = lambda z: rates * turn(z) + 1  # noqa: E731
         both = relax(step, start, steps=300, solver=solver, tolerance=1e-6)
-        first = dense(torch.linalg.qr(draw(2, 4, 4)).Q[:1])
+        first = dense(torch.linalg.qr(draw(2, 24, 24)).Q[:1])
         alone = relax(lambda z: 0.1 * first(z) + 1, start[:, :1], steps=300, solver=solver, tolerance=1e-6)
         assert alone.steps < both.steps
-        assert torch.equal(both.state[:, :1], alone.state)
+        assert torch.allclose(both.state[:, :1], alone.state, rtol=1e-12)
 
     @pytest.mark.parametrize("solver", ["damped", "anderson"])
     def test_nothing_leaks_from_later_tokens_to_earlier_ones(self, solver):
         model = tiny_equilibrium(solver=solver, tolerance=1e-3, steps=60, weight_std=0.2)
         tokens = tiny_batch().inputs
         whole, steps = model.features(tokens), model.steps_taken
-        assert torch.equal(model.features(tokens[:, :3]), whole[:, :3])
+        assert torch.allclose(model.features(tokens[:, :3]), whole[:, :3], rtol=1e-12)
         assert 3 < steps < 60
 
     def test_deciding_by_example_would_leak(self):
@@ -138,14 +135,14 @@ class TestSolvers:
                 ).state  # fmt: skip
 
         part, whole = (states(t, per_example, lambda still: still) for t in (tokens[:, :3], tokens))
-        assert not torch.equal(part, whole[:, :, :3])
+        assert (part - whole[:, :, :3]).norm() > 1e-6
         part, whole = (states(t, per_position, all_before) for t in (tokens[:, :3], tokens))
-        assert torch.equal(part, whole[:, :, :3])
+        assert torch.allclose(part, whole[:, :, :3], rtol=1e-12)
 
 
 def test_generation_relaxes():
     model = tiny_equilibrium()
     prompt = tiny_batch(2).inputs[:, :2]
-    tokens = generate(model, prompt, 3, temperature=0)
+    tokens = generate(model, prompt, 3, temperature=0.0)
     assert tokens.shape == (2, 5)
     assert torch.equal(tokens[:, 2], model(prompt)[:, -1].argmax(-1))
