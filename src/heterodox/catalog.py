@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from heterodox import credit, model
 from heterodox.core.config import Config
 from heterodox.credit import Backprop, DirectFeedback, FeedbackAlignment, HeadOnly, KolenPollack, SignSymmetry
 from heterodox.data.corpus import File, Grammar, HuggingFace, Stdlib
@@ -17,10 +18,20 @@ from heterodox.rating import Uniform
 from heterodox.update import SGD, AdamW
 
 PARTS: dict[str, tuple[type, ...]] = {
-    "model": (GPT,),
+    "model": (GPT, model.Equilibrium),
     "objective": (CrossEntropy,),
     "rating": (Uniform,),
-    "credit": (Backprop, SignSymmetry, KolenPollack, FeedbackAlignment, DirectFeedback, HeadOnly),
+    "credit": (
+        Backprop,
+        SignSymmetry,
+        KolenPollack,
+        FeedbackAlignment,
+        DirectFeedback,
+        HeadOnly,
+        credit.Equilibrium,
+        credit.BPTT,
+        credit.Implicit,
+    ),
     "update": (SGD, AdamW),
     "learner": (Gradient,),
     "corpus": (Stdlib, File, HuggingFace, Grammar),

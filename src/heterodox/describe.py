@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from heterodox import catalog
 from heterodox.core.errors import RecipeError, nearest
 from heterodox.core.rng import Streams
-from heterodox.model import GPT
+from heterodox.recipe import check
 
 
 def list_catalog() -> list[dict[str, str]]:
@@ -24,7 +24,7 @@ def list_catalog() -> list[dict[str, str]]:
 
 
 def explain_part(name: str) -> dict[str, Any]:
-    """Slot, module documentation and options of the part called `name`, and a credit rule's manifest on a small GPT.
+    """Slot, module documentation and options of the part called `name`, and a credit rule's manifest on a small model.
 
     Raises `RecipeError` for a name that the catalogue does not have.
     """
@@ -68,11 +68,18 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _manifest(part: type) -> dict[str, str]:
-    """Where each parameter's signal comes from, in a GPT of one block, at the rule's default options."""
-    streams = Streams(0)
-    model = GPT.Config(layers=1, heads=1, width=8, context=4).build(16, streams)
-    rule = catalog.part_config(part)().build(model, streams)  # pyrefly: ignore[missing-attribute]
-    return dict(rule.manifest(model))
+    """Where each parameter's signal comes from, at the rule's default options, in the first model that it can train."""
+    streams, sizes = Streams(0), {"layers": 1, "heads": 1, "width": 8, "context": 4}
+    for model_part in catalog.PARTS["model"]:
+        try:
+            recipe = check(
+                {"credit": catalog.part_name(part), "model": {"name": catalog.part_name(model_part)} | sizes}
+            )
+        except RecipeError:
+            continue
+        model = recipe.model.build(16, streams)
+        return dict(recipe.credit.build(model, streams).manifest(model))
+    raise AssertionError(f"no model for {part}")
 
 
 def _module_doc(part: type) -> str:

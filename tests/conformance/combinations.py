@@ -29,6 +29,18 @@ REMEMBERING = ["feedback_alignment grape", "feedback_alignment grape jacobian", 
 """Variants that keep a state of another form than the rule at its defaults does: they too must resume."""
 
 
+EQUILIBRIUM = {
+    "name": "equilibrium", "layers": 1, "heads": 2, "width": 16, "context": 16, "mlp_ratio": 2,
+    "scale": 0.5, "steps": 8, "weight_std": 0.1,
+}  # fmt: skip
+OWN_MODELS = {"bptt": EQUILIBRIUM, "implicit": EQUILIBRIUM, "equilibrium": EQUILIBRIUM}
+"""Rules that need another model than the tiny GPT, or are at home on one."""
+OWN_OPTIONS = {
+    "equilibrium": {"nudged_steps": 6},
+    "implicit": {"tolerance": None, "steps": 8},  # FLOPs that do not depend on who shares a batch
+}
+
+
 def names(slot: str) -> list[str]:
     return [catalog.part_name(part) for part in catalog.PARTS[slot]]
 
@@ -40,9 +52,15 @@ PAIRS = list(product(CREDITS, UPDATES))
 
 
 def recipe_of(credit: str, update: str, **sections) -> Recipe:
-    """The tiny recipe with this rule, or variant of one, and this update."""
+    """The tiny recipe with this rule, or variant of one, and this update, on the model that the rule needs.
+
+    The equilibrium model has no dropout.
+    """
     rate = {"lr": LEARNING_RATES.get(update, 1e-2)}
-    rule = VARIANTS.get(credit, {"name": credit})
+    if credit in OWN_MODELS:
+        given = {key: value for key, value in sections.pop("model", {}).items() if key != "dropout"}
+        sections["model"] = OWN_MODELS[credit] | given
+    rule = VARIANTS.get(credit, {"name": credit}) | OWN_OPTIONS.get(credit, {})
     return tiny_recipe(credit=rule, update={"name": update} | rate, **sections)
 
 

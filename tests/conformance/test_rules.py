@@ -18,7 +18,7 @@ from heterodox.probe import activation_bytes, exact_gradients
 from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.session import build_learner, build_model
 from heterodox.run.train import train
-from tests.conformance.combinations import CREDITS, RESUMING_PAIRS, RULES, RUNNING_PAIRS, recipe_of
+from tests.conformance.combinations import CREDITS, OWN_MODELS, RESUMING_PAIRS, RULES, RUNNING_PAIRS, recipe_of
 from tests.saved import assert_same_bits, tensors, timeless
 from tests.tiny import tiny_batch, tiny_recipe
 
@@ -117,7 +117,8 @@ def test_signal_weights_examples(credit):
 @every_rule
 def test_same_initial_weights_for_every_rule(credit):
     model, *_ = one_signal(credit)
-    reference = build_model(recipe_of("backprop", "adamw", run={"precision": "float64"}), 8, "cpu")
+    sections = {"model": OWN_MODELS[credit]} if credit in OWN_MODELS else {}
+    reference = build_model(recipe_of("backprop", "adamw", run={"precision": "float64"}, **sections), 8, "cpu")
     assert_same_bits(dict(model.state_dict()), dict(reference.state_dict()))
 
 
@@ -188,6 +189,8 @@ def test_a_run_whose_moments_are_missing_is_not_resumed(update, tmp_path):
 def test_direct_feedback_holds_less_than_backprop():
     held = {}
     for credit in CREDITS:
+        if credit in OWN_MODELS:
+            continue
         model, learner, batch, weights = one_signal(credit)
         held[credit] = activation_bytes(model, batch, weights, CrossEntropy(), learner.credit)
     literal = DirectFeedback.Config(route="own").build(model, Streams(0))

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from heterodox.core.state import Stateful, Tree
-from heterodox.core.types import Batch, Origin, Signal
+from heterodox.core.types import Batch, Diagnosis, Origin, Signal
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def embedding_names(self) -> frozenset[str]:
         """Names of the parameters of token and position embeddings."""
+
+    def diagnose(self, tokens: Int[Tensor, "batch time"]) -> Diagnosis:
+        """What is to be known of the model's health on `tokens`, beyond its loss; nothing by default."""
+        return Diagnosis()
 
     def compile(self, **options: Any) -> None:
         """Compile both halves with `torch.compile`, for rules that call them apart, too."""

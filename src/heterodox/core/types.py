@@ -57,12 +57,28 @@ class Cost:
         return Cost(self.tokens + other.tokens, self.meta_tokens + other.meta_tokens, self.flops + other.flops)
 
 
+@dataclass(frozen=True)
+class Limit:
+    """How large a metric of a rule may become before a run must stop, and what it means when it does."""
+
+    most: float
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a model says of its health on a batch: numbers for the log, and a sentence for each thing that is wrong."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
 @dataclass
 class Signal:
     """A credit rule's answer: what each parameter should move against.
 
     `grads` is keyed by parameter name and lacks frozen parameters. `loss` is the weighted mean that was asked for,
-    `losses` the objective of each example; both are detached.
+    `losses` the objective of each example; both are detached. A metric past its entry in `limits` stops the run.
 
     Tensors of the rule's own that learn by the run's update, as the model's do, stand in `own_parameters`, and what
     they move against in `own_grads`, by names that no parameter of the model has. Those gradients are averaged over the
@@ -74,6 +90,7 @@ class Signal:
     losses: Float[Tensor, " batch"]
     cost: Cost
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    limits: dict[str, Limit] = field(default_factory=dict)
     own_parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     own_grads: dict[str, Tensor] = field(default_factory=dict)
 
@@ -88,3 +105,4 @@ class StepReport:
     metrics: dict[str, Tensor] = field(default_factory=dict)
     alignment: Alignment | None = None
     probe_seconds: float = 0.0
+    limits: dict[str, Limit] = field(default_factory=dict)

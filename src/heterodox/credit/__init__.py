@@ -1,10 +1,23 @@
 """Which parameter is to blame: one file per credit rule."""
 
 from heterodox.credit.backprop import Backprop
+from heterodox.credit.bptt import BPTT
 from heterodox.credit.direct_feedback import DirectFeedback
+from heterodox.credit.equilibrium import Equilibrium
 from heterodox.credit.feedback_alignment import FeedbackAlignment
 from heterodox.credit.head_only import HeadOnly
+from heterodox.credit.implicit import Implicit
 from heterodox.credit.kolen_pollack import KolenPollack
 from heterodox.credit.sign_symmetry import SignSymmetry
 
-__all__ = ["Backprop", "DirectFeedback", "FeedbackAlignment", "HeadOnly", "KolenPollack", "SignSymmetry"]
+__all__ = [
+    "BPTT",
+    "Backprop",
+    "DirectFeedback",
+    "Equilibrium",
+    "FeedbackAlignment",
+    "HeadOnly",
+    "Implicit",
+    "KolenPollack",
+    "SignSymmetry",
+]

@@ -42,10 +42,9 @@ class HeadOnly(Stateless):
     def signal(
         self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
     ) -> Signal:
-        forward_flops = model.forward_flops(*batch.inputs.shape)
-        backward_flops = 2 * forward_flops.head
         names = [name for name, origin in self.manifest(model).items() if origin != "frozen"]
-        if model.embedding_names.isdisjoint(names):
+        readout_alone = model.embedding_names.isdisjoint(names)
+        if readout_alone:
 
             def forward(tokens: Tensor) -> Tensor:
                 with torch.no_grad():
@@ -54,9 +53,10 @@ class HeadOnly(Stateless):
 
         else:
             forward = model
-            backward_flops = forward_flops.input_gradients + forward_flops.head
 
         signal = differentiate(model, batch, weights, objective, names, forward)
+        forward_flops = model.forward_flops(*batch.inputs.shape)
+        backward_flops = forward_flops.head + (forward_flops.head if readout_alone else forward_flops.input_gradients)
         signal.cost = Cost(tokens=batch.num_tokens, flops=forward_flops.total + backward_flops)
         return signal
 

@@ -67,11 +67,11 @@ class Gradient:
         _seed(dropout_seed)
         weights = self.rating.weights(batch)
         signal = self.credit.signal(self.model, batch, weights, self.objective)
-        self.comm.mean_([*_tensors(signal), signal.loss])
+        self.comm.mean_([*_tensors(signal), signal.loss, *signal.metrics.values()])
         compared, seconds = self._compare(signal, batch, weights, dropout_seed) if probe else (None, 0.0)
         norm = _clip(signal, self.clip)
         self.update.apply(self._parameters | signal.own_parameters, signal.grads | signal.own_grads, lr_scale)
-        return StepReport(signal.loss, norm, signal.cost, signal.metrics, compared, seconds)
+        return StepReport(signal.loss, norm, signal.cost, signal.metrics, compared, seconds, signal.limits)
 
     def _compare(
         self, signal: Signal, batch: Batch, weights: Tensor, dropout_seed: int | None

@@ -53,7 +53,9 @@ class TrainingProgress:
         return self
 
     def row(self, row: Mapping[str, Any]) -> None:
-        if row["kind"] == "probe":
+        if row["kind"] == "warning":
+            self.console.print(f"{self.name}: step {row['step']}: {row['text']}", highlight=False)
+        if row["kind"] not in ("train", "eval"):
             return
         for key in self._losses:
             if row.get(key) is not None:

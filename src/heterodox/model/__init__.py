@@ -3,6 +3,7 @@
 from heterodox.model.attention import CausalMix, CausalSelfAttention, FusedSoftmaxMix, SigmoidMix
 from heterodox.model.block import Block, ResidualGate
 from heterodox.model.bottleneck import DirectionalVQ, FrozenSubspace, HardTopK, hard_top_k
+from heterodox.model.equilibrium import Equilibrium
 from heterodox.model.generate import generate
 from heterodox.model.gpt import GPT
 from heterodox.model.norm import LayerNorm, layer_norm
@@ -21,6 +22,7 @@ __all__ = [
     "CausalMix",
     "CausalSelfAttention",
     "DirectionalVQ",
+    "Equilibrium",
     "FrozenSubspace",
     "FusedSoftmaxMix",
     "HardTopK",

@@ -21,6 +21,7 @@ from heterodox.model.attention import SigmoidBias, SoftmaxBackward, causal_mix
 from heterodox.model.block import Block
 from heterodox.model.bottleneck import DirectionalVQ, FrozenSubspace
 from heterodox.model.config import GPTOptions
+from heterodox.model.dynamics import FeedForward, Matmuls
 from heterodox.model.embedding import DroppedSum
 from heterodox.model.initialise import initialise
 from heterodox.model.norm import Backward, LayerNorm
@@ -103,10 +104,20 @@ class GPT(LanguageModel):
         """Draw all weights and frozen bases afresh; see `initialise.py`."""
         initialise(self, streams, branches=2 * len(self.blocks))
 
+    def embed(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
+        """The residual stream below the first block."""
+        words, places = self.tok_emb(tokens), self.pos_emb(self.positions[: tokens.shape[1]])
+        return words + places if self.drop is None else self.drop(words, places)
+
+    def dynamics(self, tokens: Int[Tensor, "batch time"]) -> FeedForward:
+        """The model as a dynamical system whose states are its blocks' outputs; not with a frozen subspace."""
+        assert isinstance(self.subspace, nn.Identity)
+        forward = self.forward_flops(*tokens.shape)
+        return FeedForward(lambda: self.embed(tokens), self.blocks, Matmuls(forward.linear, forward.attention))
+
     def features(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
         with self._autocast():
-            words, places = self.tok_emb(tokens), self.pos_emb(self.positions[: tokens.shape[1]])
-            x = words + places if self.drop is None else self.drop(words, places)
+            x = self.embed(tokens)
             for block in self.blocks:
                 x = self.subspace(block(x))  # one basis for all blocks
             return x

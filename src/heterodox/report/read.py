@@ -50,6 +50,8 @@ def read_run(folder: Path, notes: list[str], row: dict[str, Any] | None = None) 
         row = {"status": "interrupted", "message": "No summary: the run was killed or is still going."}
     if not folder.is_dir() and row.get("status") in ("finished", "diverged"):
         notes.append(f"{name} is missing: its curves, alignment and samples are not shown.")
+    if row.get("warnings"):
+        notes.append(f"{name}, {row['warnings'][-1]} ({len(row['warnings'])} such warnings in all).")
     manifest = read_json(folder / "manifest.json", dict) if (folder / "manifest.json").is_file() else {}
     samples = read_json(folder / "samples.json", list) if (folder / "samples.json").is_file() else []
     evals, probes = _metrics(folder / "metrics.jsonl", name, notes)

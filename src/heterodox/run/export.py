@@ -59,10 +59,11 @@ def _write_safetensors(run: TrainedRun, folder: Path) -> None:
 
 
 def _write_gpt2(run: TrainedRun, folder: Path) -> None:
-    assert isinstance(run.model, GPT)
+    config = run.recipe.model
+    if not isinstance(run.model, GPT) or not isinstance(config, GPT.Config):
+        raise RecipeError(f"format gpt2 is for model gpt, this run's is {config.name}; use safetensors")
     save_file(_as_gpt2(_weights(run)), folder / "model.safetensors", {"format": "pt"})
-    config = json.dumps(_gpt2_config(run.recipe.model, run.model), indent=1)
-    (folder / "config.json").write_text(config + "\n")
+    (folder / "config.json").write_text(json.dumps(_gpt2_config(config, run.model), indent=1) + "\n")
     run.tokenizer.save(folder)
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from heterodox.core.types import StepReport
+from heterodox.core.types import Limit, StepReport
 
 Row = dict[str, Any]
 
@@ -24,7 +24,7 @@ class Observer(Protocol):
 
 
 class Diverged(Exception):
-    """A step's loss or gradient norm was not finite; the message is the diagnosis."""
+    """A step's loss or gradient norm was not finite, or a metric past its limit; the message is the diagnosis."""
 
 
 class Recorder:
@@ -43,12 +43,15 @@ class Recorder:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending. Raises `Diverged` at the first step that is not finite."""
+        """Write what is pending. Raises `Diverged` at the first step that is not finite or past a limit."""
         pending, self._pending = self._pending, []
         for totals, lr, report in pending:
             row: Row = {"kind": "train", **totals, "lr": lr}
             row |= {"loss": float(report.loss), "grad_norm": float(report.grad_norm)}
             row |= {key: _finite(float(value)) for key, value in report.metrics.items()}
+            for key, limit in report.limits.items():
+                if row[key] is None or row[key] > limit.most:
+                    raise Diverged(self._past_limit(row, key, limit))
             if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
                 raise Diverged(self._diagnose(row))
             self._last_finite = row
@@ -60,6 +63,15 @@ class Recorder:
     def tell(self, row: Row) -> None:
         for observer in self.observers:
             observer.row(row)
+
+    def _past_limit(self, row: Row, key: str, limit: Limit) -> str:
+        value = "no longer finite" if row[key] is None else f"{row[key]:.3g}"
+        last = self._last_finite
+        before = f"; one step earlier it was {last[key]:.3g}" if last and last.get(key) is not None else ""
+        return (
+            f"The rule's {key.replace('_', ' ')} is {value} at step {row['step']}, past its limit of {limit.most:g}"
+            f"{before}. {limit.meaning}"
+        )
 
     def _diagnose(self, row: Row) -> str:
         what = "gradient norm" if math.isfinite(row["loss"]) else "loss"

@@ -137,6 +137,7 @@ def _summarise(session: Session, trainer: Trainer, status: str, comm: Comm) -> d
         "seed": session.recipe.seed,
         "status": status,
         "message": trainer.message,
+        "warnings": trainer.warnings,
         "val_step": trainer.evaluated_step,
         "val_loss": val_loss,
         "val_bits_per_byte": None

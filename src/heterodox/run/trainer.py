@@ -9,6 +9,7 @@ import torch
 
 from heterodox.core.errors import CheckpointError
 from heterodox.core.state import map_tensors, restore
+from heterodox.core.types import Diagnosis
 from heterodox.probe.memory import activation_bytes
 from heterodox.run.budget import Progress, lr_scale
 from heterodox.run.evaluation import bits_per_byte, evaluate
@@ -33,6 +34,7 @@ class Trainer:
         self.val_loss: float | None = None
         self.evaluated_step = -1
         self.message: str | None = None
+        self.warnings: list[str] = []
 
     def run(self, interrupt: Interrupt) -> Status:
         """Train until the budget is spent, a loss is not finite, or a signal arrives."""
@@ -113,7 +115,18 @@ class Trainer:
         rate = self.session.dataset.splits["val"].bytes_per_token
         self.val_loss, self.evaluated_step = loss, self.progress.step
         row = {"val_loss": loss, "val_bits_per_byte": bits_per_byte(loss, rate)}
-        self.recorder.tell({"kind": "eval", **self.progress.as_dict(), **row})
+        diagnosis = self._diagnose()
+        self.recorder.tell({"kind": "eval", **self.progress.as_dict(), **row, **diagnosis.values})
+        for text in diagnosis.warnings:
+            self.warnings.append(f"step {self.progress.step}: {text}")
+            self.recorder.tell({"kind": "warning", "step": self.progress.step, "text": text})
+
+    def _diagnose(self) -> Diagnosis:
+        """What the model says of itself on the first batch of val; only rank 0 asks."""
+        batches = self.session.val_batches
+        if self.session.comm.rank or not len(batches):
+            return Diagnosis()
+        return self.session.model.diagnose(batches[0].to(self.session.device).inputs)
 
     def _checkpoint(self) -> None:
         self.recorder.flush()
@@ -127,6 +140,7 @@ class Trainer:
                 "wall_seconds": self.wall_seconds,
                 "val_loss": self.val_loss,
                 "evaluated_step": self.evaluated_step,
+                "warnings": self.warnings,
                 "corpus_sha256": session.dataset.corpus_sha256,
             }
             state = {"learner": session.learner.state(), "loader": session.loader.state()}
@@ -154,3 +168,4 @@ class Trainer:
         self.activation_bytes = values["activation_bytes"]
         self.wall_seconds = values["wall_seconds"]
         self.val_loss, self.evaluated_step = values["val_loss"], values["evaluated_step"]
+        self.warnings = values["warnings"]
