@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from heterodox.core.config import Config
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.model import GPT
 from heterodox.run.load import TrainedRun, load_run
@@ -30,7 +31,7 @@ def export_run(path: Path, form: str, out: Path, checkpoint: str | None = None) 
         raise CheckpointError(f"{out} already exists; give another --out")
     run = load_run(path, checkpoint)
     if form == "gpt2":
-        _refuse_switches(run.recipe.model)
+        _refuse_what_gpt2_lacks(run.recipe.model)
     temporary = out.with_name(f".writing-{out.name}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -44,8 +45,11 @@ def export_run(path: Path, form: str, out: Path, checkpoint: str | None = None) 
     return out
 
 
-def _refuse_switches(config: GPT.Config) -> None:
+def _refuse_what_gpt2_lacks(config: Config) -> None:
     """Raise `RecipeError` where the forward pass is not GPT-2's; how errors travel backwards does not matter."""
+    if not isinstance(config, GPT.Config):
+        name = config.model_dump()["name"]
+        raise RecipeError(f"format gpt2 is for model gpt, this run's is {name}; use safetensors")
     plain = GPT.Config()
     foreign = ("attention", "mlp_top_k", "residual_top_k", "vq_codes", "subspace_rank", "residual_gates")
     on = [f"{key} {getattr(config, key)}" for key in foreign if getattr(config, key) != getattr(plain, key)]
@@ -60,8 +64,7 @@ def _write_safetensors(run: TrainedRun, folder: Path) -> None:
 
 def _write_gpt2(run: TrainedRun, folder: Path) -> None:
     config = run.recipe.model
-    if not isinstance(run.model, GPT) or not isinstance(config, GPT.Config):
-        raise RecipeError(f"format gpt2 is for model gpt, this run's is {config.name}; use safetensors")
+    assert isinstance(run.model, GPT)
     save_file(_as_gpt2(_weights(run)), folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_gpt2_config(config, run.model), indent=1) + "\n")
     run.tokenizer.save(folder)
