@@ -24,6 +24,8 @@ MEANINGS = {  # of keys whose name says nearly all, so that the code does not
     "model.width": "of the residual stream",
     "model.dropout": "probability, on embeddings, attention and both branches",
     "model.bias": "in linear layers and norms (never in the head)",
+    "model.solver": "plain Euler steps, or Anderson's mixture of the last ones",
+    "credit.solver": "as `model.solver`",
     "credit.feedback": "how feedback matrices are drawn",
     "credit.elsewhere": "how embeddings and norms learn: [rules](rules/feedback_alignment.md)",
     "credit.embeddings": "backprop: they learn too, through the frozen blocks",
