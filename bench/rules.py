@@ -12,6 +12,7 @@ from timing import alternate, options, random_batches, ratio
 
 from heterodox import catalog
 from heterodox.core.comm import Solo
+from heterodox.core.errors import RecipeError
 from heterodox.core.types import Batch
 from heterodox.learner import Gradient
 from heterodox.probe import activation_bytes
@@ -20,7 +21,7 @@ from heterodox.run.session import build_learner, build_model
 
 
 def main() -> None:
-    known = [catalog.part_name(part) for part in catalog.PARTS["credit"]]
+    known = [name for name in map(catalog.part_name, catalog.PARTS["credit"]) if trains_gpt(name)]
     parser = options(__doc__.partition("\n")[0])
     parser.add_argument("--rules", nargs="+", default=known, choices=known)
     parser.add_argument("--depths", nargs="+", type=int, default=[4, 8, 16], help="layers at which to weigh memory")
@@ -53,6 +54,14 @@ def main() -> None:
             for depth in arguments.depths
         ]
         print(f"{rule:24}" + "".join(f"{cell:>20}" for cell in cells))
+
+
+def trains_gpt(rule: str) -> bool:
+    try:
+        load_recipe({"credit": rule})
+    except RecipeError:
+        return False
+    return True
 
 
 def learner(rule: str, arguments: argparse.Namespace, layers: int) -> Gradient:

@@ -16,6 +16,8 @@ from heterodox.recipe import SLOTS, Recipe
 PAGE = Path(__file__).with_name("recipes.md")
 BEGIN, END = "<!-- tables: python docs/make_reference.py -->\n", "<!-- end of tables -->\n"
 MEANINGS = {  # of keys whose name says nearly all, so that the code does not
+    "model.solver": "plain Euler steps, or Anderson's mixture of the last ones",
+    "credit.solver": "as `model.solver`",
     "credit.feedback": "how feedback matrices are drawn",
     "credit.elsewhere": "how embeddings and norms learn: [rules](rules/feedback_alignment.md)",
 }

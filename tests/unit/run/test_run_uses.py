@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from heterodox import catalog
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.run.export import export_run
 from heterodox.run.generate_run import generate_run
@@ -16,6 +15,7 @@ from heterodox.run.plan import plan
 from heterodox.run.probe_run import probe_run
 from heterodox.run.train import train
 from tests.command import heterodox
+from tests.conformance.combinations import CREDITS, recipe_of
 from tests.switches import SWITCHES
 from tests.tiny import tiny_recipe
 
@@ -133,9 +133,9 @@ def test_gpt2_takes_only_models_with_its_own_forward_pass(switch, tmp_path):
         assert set(file.keys()) == set(load_run(tmp_path / "run").model.state_dict())
 
 
-@pytest.mark.parametrize("credit", [catalog.part_name(part) for part in catalog.PARTS["credit"]])
+@pytest.mark.parametrize("credit", CREDITS)
 def test_the_plan_is_what_the_run_then_reports(credit, tmp_path):
-    recipe = tiny_recipe(credit=credit, run={"budget": {"steps": 3}, "sampling": {"tokens": 0}})
+    recipe = recipe_of(credit, "adamw", run={"budget": {"steps": 3}, "sampling": {"tokens": 0}})
     foretold = plan(recipe)
     summary = train(recipe, tmp_path / "run").summary
     assert foretold["parameters"] == summary["parameters"]
