@@ -47,6 +47,8 @@ def names(slot: str) -> list[str]:
 
 CREDITS = names("credit")
 RULES = [*CREDITS, *VARIANTS]
+ON_GPT = [credit for credit in CREDITS if credit not in OWN_MODELS]
+"""Rules that train the GPT with any of its switches."""
 UPDATES = names("update")
 PAIRS = list(product(CREDITS, UPDATES))
 

@@ -17,12 +17,12 @@ from heterodox.probe import activation_bytes, exact_gradients
 from heterodox.run.plan import plan
 from heterodox.run.session import build_learner, build_model
 from heterodox.run.train import train
-from tests.conformance.combinations import CREDITS
+from tests.conformance.combinations import ON_GPT, OWN_MODELS
 from tests.saved import assert_same_bits, tensors
 from tests.switches import CASES, SWITCHES
 from tests.tiny import tiny_batch, tiny_recipe
 
-VARIANTS = [*({"name": name} for name in CREDITS), {"name": "direct_feedback", "route": "own"}]
+VARIANTS = [*({"name": name} for name in ON_GPT), {"name": "direct_feedback", "route": "own"}]
 MORE = [
     {"name": "direct_feedback", "route": "own", "elsewhere": "frozen"},
     {"name": "direct_feedback", "elsewhere": "frozen"},
@@ -66,7 +66,14 @@ def test_cost_and_manifest_are_true(switch, credit):
         assert true == (manifest[name] in ("exact", "backprop")), (name, manifest[name])
 
 
-@pytest.mark.parametrize("credit", CREDITS)
+@pytest.mark.parametrize("switch", CASES)
+@pytest.mark.parametrize("credit", OWN_MODELS)
+def test_rules_of_relaxing_states_refuse_switches(credit, switch):
+    with pytest.raises(RecipeError, match=r"needs (layers that are fixed functions|model equilibrium)"):
+        recipe_with(switch, {"name": credit})
+
+
+@pytest.mark.parametrize("credit", ON_GPT)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_all_switches_at_once_train_resume_and_foretell(credit, precision, tmp_path):
     """Frozen parameters and bases stay, all others move; bf16 autocast goes; a resumed run has the same bits."""

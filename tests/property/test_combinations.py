@@ -15,7 +15,7 @@ from heterodox.core.rng import Streams
 from heterodox.recipe import Recipe
 from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.train import train
-from tests.conformance.combinations import RULES, UPDATES, recipe_of
+from tests.conformance.combinations import ON_GPT, UPDATES, VARIANTS, recipe_of
 from tests.saved import assert_same_bits, tensors
 from tests.switches import ALL_AT_ONCE
 
@@ -51,7 +51,7 @@ MODELS = st.one_of(
     st.fixed_dictionaries({"attention": st.just("sigmoid")}, optional=SIGMOID | EITHER),
     st.fixed_dictionaries({}, optional=ATTENTION | SOFTMAX | SIGMOID | EITHER | TOO_LARGE),
 )
-combinations = given(model=MODELS, credit=st.sampled_from(RULES), update=st.sampled_from(UPDATES))
+combinations = given(model=MODELS, credit=st.sampled_from([*ON_GPT, *VARIANTS]), update=st.sampled_from(UPDATES))
 few = settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 many = settings(few, max_examples=400, derandomize=False)
 
