@@ -76,7 +76,11 @@ def test_before_training_nothing_is_written_or_said(number, code, recipe, tmp_pa
         raise AssertionError("the signal was ignored")
 
     monkeypatch.setattr("heterodox.run.train.open_session", opening)
-    answer = heterodox("train", recipe, "--out", tmp_path / "run")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        answer = heterodox("train", recipe, "--out", tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (answer.code, answer.out, answer.err) == (code, "", "")
     assert not (tmp_path / "run").exists()
 
