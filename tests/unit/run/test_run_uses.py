@@ -16,6 +16,7 @@ from heterodox.run.plan import plan
 from heterodox.run.probe_run import probe_run
 from heterodox.run.train import train
 from tests.command import heterodox
+from tests.conformance.combinations import recipe_of
 from tests.tiny import tiny_recipe
 
 CONTEXT = 16
@@ -114,7 +115,7 @@ def test_transformers_gives_the_same_logits(bias, trained, tmp_path):
 
 @pytest.mark.parametrize("credit", [catalog.part_name(part) for part in catalog.PARTS["credit"]])
 def test_the_plan_is_what_the_run_then_reports(credit, tmp_path):
-    recipe = tiny_recipe(credit=credit, run={"budget": {"steps": 3}, "sampling": {"tokens": 0}})
+    recipe = recipe_of(credit, "adamw", run={"budget": {"steps": 3}, "sampling": {"tokens": 0}})
     foretold = plan(recipe)
     summary = train(recipe, tmp_path / "run").summary
     assert foretold["parameters"] == summary["parameters"]
