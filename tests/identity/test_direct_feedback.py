@@ -8,30 +8,12 @@ from heterodox.core.rng import Streams
 from heterodox.credit import Backprop, DirectFeedback
 from heterodox.credit.direct_feedback import direct_gradients
 from heterodox.credit.tape import POINTWISE, record_layers
-from tests.signals import grads_of, same, signal_of
+from tests.signals import grads_of, mirrored_direct_feedback, same, signal_of
 from tests.tiny import tiny_gpt
 
 ATTENTION = [f"blocks.0.attn.{part}.weight" for part in "qkvo"]
 MLP = ["blocks.0.mlp.fc.weight", "blocks.0.mlp.fc.bias", "blocks.0.mlp.proj.weight", "blocks.0.mlp.proj.bias"]
 READOUT = ["ln_f.weight", "ln_f.bias", "head.weight"]
-
-
-def gradients(model, **mirrored):
-    """Direct feedback through the stream with the weights themselves as feedback, and the true gradient."""
-    rule = DirectFeedback.Config().build(model, Streams(0))
-    assert set(rule.feedback) == {"stream", "blocks.0.attn.mix", "blocks.0.mlp.act"}
-    rule.feedback |= {
-        "stream": model.head.weight.detach(),
-        "blocks.0.attn.mix": model.blocks[0].attn.o.weight.detach(),
-        "blocks.0.mlp.act": model.blocks[0].mlp.proj.weight.detach(),
-    } | mirrored
-    signals = []
-    for credit in (rule, Backprop()):
-        torch.manual_seed(0)  # the same dropout masks
-        signals.append(signal_of(credit, model))
-    direct, exact = signals
-    assert torch.equal(direct.losses, exact.losses)
-    return direct.grads, exact.grads
 
 
 def equal(direct, exact, names):
@@ -41,7 +23,7 @@ def equal(direct, exact, names):
 
 def test_mirrored_feedback_is_exact_in_the_last_mlp_and_the_readout():
     """Nothing lies between the last MLP and the head, so the shared stream error is the true one there."""
-    direct, exact = gradients(tiny_gpt(layers=1))
+    direct, exact = mirrored_direct_feedback(tiny_gpt(layers=1))
     assert all(equal(direct, exact, MLP + READOUT))
     # The attention's error misses what flows through the MLP above it.
     assert not any(equal(direct, exact, ATTENTION))
@@ -51,7 +33,7 @@ def test_and_in_the_attention_once_the_mlp_above_passes_no_error():
     model = tiny_gpt(layers=1)
     with torch.no_grad():
         model.blocks[0].mlp.fc.weight.zero_()
-    direct, exact = gradients(model)
+    direct, exact = mirrored_direct_feedback(model)
     assert all(equal(direct, exact, ATTENTION + READOUT))
 
 
@@ -62,7 +44,7 @@ def test_and_in_the_embeddings_once_no_branch_passes_error(dropout):
     with torch.no_grad():
         for layer in (model.blocks[0].mlp.fc, model.blocks[0].attn.q, model.blocks[0].attn.k, model.blocks[0].attn.v):
             layer.weight.zero_()
-    direct, exact = gradients(model)
+    direct, exact = mirrored_direct_feedback(model)
     assert all(equal(direct, exact, ["tok_emb.weight", "pos_emb.weight", *READOUT]))
     torch.manual_seed(1)
     other = grads_of(Backprop(), model)
@@ -76,7 +58,7 @@ def test_and_in_the_embeddings_once_no_branch_passes_error(dropout):
 def test_the_wrong_sign_is_noticed(point, spoilt):
     model = tiny_gpt(layers=1)
     matrix = {"stream": model.head.weight, "blocks.0.mlp.act": model.blocks[0].mlp.proj.weight}[point]
-    direct, exact = gradients(model, **{point: -matrix.detach()})
+    direct, exact = mirrored_direct_feedback(model, **{point: -matrix.detach()})
     assert not any(equal(direct, exact, spoilt))
     assert equal(direct, exact, ["head.weight"]) == [True]
 

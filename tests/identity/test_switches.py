@@ -8,7 +8,7 @@ from heterodox.credit import Backprop, DirectFeedback, FeedbackAlignment
 from heterodox.credit.feedback import linear_layers
 from heterodox.model import GPT
 from heterodox.objective import CrossEntropy
-from tests.signals import KEY_BIASES, WEIGHTS, same, signal_of
+from tests.signals import KEY_BIASES, WEIGHTS, mirrored_direct_feedback, same, signal_of
 from tests.switches import CASES, INEXACT, SWITCHES
 from tests.tiny import tiny_batch, tiny_gpt
 
@@ -85,23 +85,6 @@ def test_feedback_alignment_with_the_weights_as_feedback_is_backprop(switch):
     assert all(g.norm() > 1e-8 for name, g in exact.grads.items() if not name.endswith("attn.k.bias"))
 
 
-def mirrored_and_exact(model):
-    """Direct feedback through the stream with the weights themselves as feedback, and autograd's gradient."""
-    rule = DirectFeedback.Config().build(model, Streams(0))
-    assert set(rule.feedback) == {"stream", "blocks.0.attn.mix", "blocks.0.mlp.act"}
-    rule.feedback |= {
-        "stream": model.head.weight.detach(),
-        "blocks.0.attn.mix": model.blocks[0].attn.o.weight.detach(),
-        "blocks.0.mlp.act": model.blocks[0].mlp.proj.weight.detach(),
-    }
-    signals = []
-    for credit in (rule, Backprop()):
-        torch.manual_seed(0)  # the same dropout masks
-        signals.append(signal_of(credit, model))
-    assert torch.equal(signals[0].losses, signals[1].losses)
-    return signals[0].grads, signals[1].grads
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("switch", ["plain", *SWITCHES])
 def test_mirrored_direct_feedback_is_exact_in_the_last_mlp_and_the_readout(switch, dropout):
@@ -110,7 +93,7 @@ def test_mirrored_direct_feedback_is_exact_in_the_last_mlp_and_the_readout(switc
     if switch == "softmax_centred" and dropout:
         return
     model = tiny_gpt(layers=1, dropout=dropout, **options).train()
-    direct, exact = mirrored_and_exact(model)
+    direct, exact = mirrored_direct_feedback(model)
     left_out = switch in ("residual_top_k", "subspace_rank")
     assert direct.keys() == exact.keys()
     readout = ["ln_f.weight", "ln_f.bias", "head.weight"]
@@ -131,7 +114,7 @@ def test_mirrored_direct_feedback_recomputes_attention_with_its_own_dropout_mask
     model.blocks[0].attn.mix.dropout = 0.5
     with torch.no_grad():
         model.blocks[0].mlp.fc.weight.zero_()
-    direct, exact = mirrored_and_exact(model)
+    direct, exact = mirrored_direct_feedback(model)
     unseen = set() if "sigmoid" in switch else KEY_BIASES
     names = [n for n in exact if n.startswith("blocks.0.attn") and n not in unseen]
     assert len(names) == {"sigmoid_learned": 9, "sigmoid_neg_log_row": 8}.get(switch, 7)

@@ -42,19 +42,31 @@ class ForwardFlops:
 
 
 class LanguageModel(nn.Module, ABC):
-    """A next-token model that is `head(ln_f(features(tokens)))`: a residual stream, a final norm, an output layer."""
+    """A next-token model that is `head(ln_f(features(tokens)))`: a residual stream, a final norm, an output layer.
 
+    Its embeddings are called `tok_emb` and `pos_emb`.
+    """
+
+    tok_emb: nn.Embedding
+    pos_emb: nn.Embedding
     ln_f: nn.Module
     head: nn.Linear
     context: int
+    autocast_dtype: torch.dtype | None = None
 
     @abstractmethod
     def features(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
         """The hidden states before the final normalisation."""
 
-    @abstractmethod
     def readout(self, hidden: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time vocab"]:
         """Logits from hidden states: final normalisation and `head`."""
+        with self.autocast():
+            return self.head(self.ln_f(hidden))
+
+    def autocast(self) -> torch.autocast:
+        """The context that `features` and `readout` compute in; off without an `autocast_dtype`."""
+        device = self.head.weight.device.type
+        return torch.autocast(device, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     @property
     @abstractmethod
@@ -66,14 +78,14 @@ class LanguageModel(nn.Module, ABC):
         """FLOPs of one forward pass over `batch` windows of `time` tokens."""
 
     @property
-    @abstractmethod
     def readout_names(self) -> frozenset[str]:
         """Names of the parameters that `readout` uses."""
+        return frozenset(name for name, _ in self.named_parameters() if name.startswith(("ln_f.", "head.")))
 
     @property
-    @abstractmethod
     def embedding_names(self) -> frozenset[str]:
         """Names of the parameters of token and position embeddings."""
+        return frozenset({"tok_emb.weight", "pos_emb.weight"})
 
     def diagnose(self, tokens: Int[Tensor, "batch time"]) -> Diagnosis:
         """What is to be known of the model's health on `tokens`, beyond its loss; nothing by default."""

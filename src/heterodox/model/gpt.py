@@ -64,7 +64,6 @@ class GPT(LanguageModel):
         super().__init__()
         self.vocab_size = vocab_size
         self.context = context
-        self.autocast_dtype: torch.dtype | None = None
         self.tok_emb = nn.Embedding(vocab_size, width)
         self.pos_emb = nn.Embedding(context, width)
         for embedding in (self.tok_emb, self.pos_emb):
@@ -116,28 +115,11 @@ class GPT(LanguageModel):
         return FeedForward(lambda: self.embed(tokens), self.blocks, Matmuls(forward.linear, forward.attention))
 
     def features(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
-        with self._autocast():
+        with self.autocast():
             x = self.embed(tokens)
             for block in self.blocks:
                 x = self.subspace(block(x))  # one basis for all blocks
             return x
-
-    def readout(self, hidden: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time vocab"]:
-        with self._autocast():
-            return self.head(self.ln_f(hidden))
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.head.weight.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
-        )
-
-    @property
-    def readout_names(self) -> frozenset[str]:
-        return frozenset(n for n, _ in self.named_parameters() if n.startswith(("ln_f.", "head.")))
-
-    @property
-    def embedding_names(self) -> frozenset[str]:
-        return frozenset({"tok_emb.weight", "pos_emb.weight"})
 
     @property
     def stream_writers(self) -> frozenset[str]:

@@ -106,7 +106,10 @@ class TestSolvers:
         rates = torch.tensor([0.1, 0.9], dtype=F64).view(1, 2, 1, 1)
         start = draw(1, 2, 1, 24)
         turn = dense(torch.linalg.qr(draw(2, 24, 24)).Q)
-        step = lambda z: rates * turn(z) + 1  # noqa: E731
+
+        def step(z):
+            return rates * turn(z) + 1
+
         both = relax(step, start, steps=300, solver=solver, tolerance=1e-6)
         first = dense(torch.linalg.qr(draw(2, 24, 24)).Q[:1])
         alone = relax(lambda z: 0.1 * first(z) + 1, start[:, :1], steps=300, solver=solver, tolerance=1e-6)

@@ -105,7 +105,6 @@ class Equilibrium(LanguageModel):
         self.step_size = 1 / (1 + scale * damping) if step_size is None else step_size
         self.steps, self.tolerance, self.solver = steps, tolerance, solver
         self.steps_taken = steps  # by the last forward pass: what a tolerance saves is known only afterwards
-        self.autocast_dtype: torch.dtype | None = None
         self.tok_emb = nn.Embedding(vocab_size, width)
         self.pos_emb = nn.Embedding(context, width)
         self.blocks = nn.ModuleList(
@@ -131,31 +130,14 @@ class Equilibrium(LanguageModel):
 
     def features(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
         """The last layer's state at the end of the free phase."""
-        with self._autocast():
+        with self.autocast():
             relaxed = self.dynamics(tokens).settle()
             self.steps_taken = relaxed.steps
             return relaxed.state[-1]
 
-    def readout(self, hidden: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time vocab"]:
-        with self._autocast():
-            return self.head(self.ln_f(hidden))
-
     def diagnose(self, tokens: Int[Tensor, "batch time"]) -> Diagnosis:
         """The residual of the free phase on `tokens`, and the spectral radius of its step."""
         return diagnose(self.dynamics(tokens))
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.head.weight.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
-        )
-
-    @property
-    def readout_names(self) -> frozenset[str]:
-        return frozenset(n for n, _ in self.named_parameters() if n.startswith(("ln_f.", "head.")))
-
-    @property
-    def embedding_names(self) -> frozenset[str]:
-        return frozenset({"tok_emb.weight", "pos_emb.weight"})
 
     @property
     def stream_writers(self) -> frozenset[str]:
