@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from heterodox.core.comm import Solo
+from heterodox.core.protocols import Stateless
 from heterodox.core.state import split
 from heterodox.core.types import Batch
 from heterodox.probe.memory import activation_bytes
@@ -26,9 +27,12 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     dataset = recipe.data.build()
     with FakeTensorMode():
         model = build_model(recipe, dataset.tokenizer.vocab_size, "cpu")
-        learner = build_learner(recipe, model, Solo())
-        tokens = torch.zeros((recipe.run.batch_size, recipe.model.context), dtype=torch.long)
-        batch = Batch(tokens, tokens.clone(), torch.zeros(len(tokens), dtype=torch.long))
+
+        def blank(split: str, batch_size: int, order: str | int = 0) -> _Blank:
+            return _Blank(batch_size, recipe.model.context)
+
+        learner = build_learner(recipe, model, Solo(), blank)
+        batch = blank("train", recipe.run.batch_size).next_batch()
         weights = learner.rating.weights(batch)
         rule_state = _bytes(learner.credit.state())
         held = activation_bytes(model, batch, weights, learner.objective, learner.credit)
@@ -65,6 +69,17 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "epochs": None if steps is None else steps * recipe.run.batch_size / max(windows, 1),
         "corpus": dataset.describe(),
     }
+
+
+class _Blank(Stateless):
+    """Batches of the right shape, traced rather than read."""
+
+    def __init__(self, batch_size: int, context: int) -> None:
+        self._shape = batch_size, context
+
+    def next_batch(self) -> Batch:
+        tokens = torch.zeros(self._shape, dtype=torch.long)
+        return Batch(tokens, tokens.clone(), torch.zeros(len(tokens), dtype=torch.long))
 
 
 def _bytes(tree: dict[str, Any]) -> int:

@@ -10,10 +10,9 @@ from heterodox.core.comm import Solo
 from heterodox.core.errors import CheckpointError
 from heterodox.core.rng import Streams
 from heterodox.core.types import Alignment
-from heterodox.data import Loader
 from heterodox.probe import alignment, exact_gradients
 from heterodox.run.load import load_run
-from heterodox.run.session import build_learner
+from heterodox.run.session import build_learner, supply_of
 
 
 def probe_run(path: Path, checkpoint: str | None = None, num_batches: int = 1) -> list[dict[str, Any]]:
@@ -23,19 +22,15 @@ def probe_run(path: Path, checkpoint: str | None = None, num_batches: int = 1) -
     Raises `CheckpointError` if the corpus has changed since.
     """
     run = load_run(path, checkpoint)
-    learner = build_learner(run.recipe, run.model, Solo())
-    learner.load_state(run.learner_state)
-    run.model.train()
     dataset = run.recipe.data.build()
     if dataset.corpus_sha256 != run.corpus_sha256:
         raise CheckpointError(f"{path} was trained on another corpus than the one that its recipe names now")
-    streams = Streams(run.recipe.seed)
-    loader = Loader(
-        dataset.splits["train"],
-        context=run.recipe.model.context,
-        batch_size=run.recipe.run.batch_size,
-        streams=streams,
-    )
+    streams, comm = Streams(run.recipe.seed), Solo()
+    supply = supply_of(run.recipe, dataset, streams, comm)
+    learner = build_learner(run.recipe, run.model, comm, supply)
+    learner.load_state(run.learner_state)
+    run.model.train()
+    loader = supply("train", run.recipe.run.batch_size)
     loader.load_state(run.loader_state)
     reports: list[Alignment] = []
     for index in range(num_batches):
@@ -46,7 +41,7 @@ def probe_run(path: Path, checkpoint: str | None = None, num_batches: int = 1) -
             torch.manual_seed(seed)
             signal = learner.credit.signal(run.model, batch, weights, learner.objective)
             torch.manual_seed(seed)
-            exact = exact_gradients(run.model, batch, weights, learner.objective, learner.comm)
+            exact = exact_gradients(run.model, batch, weights, learner.objective, comm)
         reports.append(alignment(signal.grads, exact))
     return [
         {"parameter": name} | {key: _mean(report[name][key] for report in reports) for key in measures}

@@ -14,6 +14,7 @@ from heterodox.core.comm import Comm, local_rank
 from heterodox.core.errors import RecipeError
 from heterodox.core.protocols import LanguageModel
 from heterodox.core.rng import Streams
+from heterodox.core.services import Batches, Connected, Services, Supply, no_supply
 from heterodox.core.types import Batch
 from heterodox.data import Dataset, Loader, evaluation_batches
 from heterodox.learner import Gradient
@@ -34,7 +35,7 @@ class Session:
     dataset: Dataset
     model: LanguageModel
     learner: Gradient
-    loader: Loader
+    loader: Batches
 
     @cached_property
     def val_batches(self) -> Sequence[Batch]:
@@ -128,36 +129,51 @@ def build_model(recipe: Recipe, vocab_size: int, device: str) -> LanguageModel:
     return model
 
 
-def build_learner(recipe: Recipe, model: LanguageModel, comm: Comm) -> Gradient:
-    """The recipe's four parts around `model`."""
-    return recipe.learner.build(
-        model=model,
-        objective=recipe.objective.build(),
-        rating=recipe.rating.build(),
-        credit=recipe.credit.build(model, Streams(recipe.seed)),
-        update=recipe.update.build(),
-        comm=comm,
-    )
+def build_learner(recipe: Recipe, model: LanguageModel, comm: Comm, supply: Supply = no_supply) -> Gradient:
+    """The recipe's four parts around `model`, each connected to the services of the run if it asks for them."""
+    streams = Streams(recipe.seed)
+    services = Services(model, streams, comm, supply, recipe.run.budget.steps)
+    parts: dict[str, Any] = {
+        "objective": recipe.objective.build(),
+        "rating": recipe.rating.build(),
+        "credit": recipe.credit.build(model, streams),
+        "update": recipe.update.build(),
+    }
+    for part in parts.values():
+        if isinstance(part, Connected):
+            part.connect(services)
+    return recipe.learner.build(model=model, comm=comm, **parts)
+
+
+def supply_of(recipe: Recipe, dataset: Dataset, streams: Streams, comm: Comm, device: str = "cpu") -> Supply:
+    """Opens batches of `dataset` for this rank."""
+
+    def supply(split: str, batch_size: int, order: str | int = 0) -> Loader:
+        return Loader(
+            dataset.splits[split],
+            context=recipe.model.context,
+            batch_size=batch_size,
+            streams=streams,
+            rank=comm.rank,
+            world_size=comm.world_size,
+            device=device,
+            order=order,
+        )
+
+    return supply
 
 
 def open_session(recipe: Recipe, comm: Comm, device: str) -> Session:
     """Build it all. Raises `CorpusError` and `RecipeError` for what the recipe alone could not show."""
-    ranks = comm.world_size
-    if recipe.run.batch_size % ranks:
-        raise RecipeError(f"run.batch_size {recipe.run.batch_size} cannot be divided among {ranks} ranks")
+    if recipe.run.batch_size % comm.world_size:
+        raise RecipeError(f"run.batch_size {recipe.run.batch_size} cannot be divided among {comm.world_size} ranks")
     streams = Streams(recipe.seed)
     dataset = recipe.data.build()
     model = build_model(recipe, dataset.tokenizer.vocab_size, device)
-    loader = Loader(
-        dataset.splits["train"],
-        context=recipe.model.context,
-        batch_size=recipe.run.batch_size,
-        streams=streams,
-        rank=comm.rank,
-        world_size=ranks,
-        device=device,
-    )
-    session = Session(recipe, device, streams, comm, dataset, model, build_learner(recipe, model, comm), loader)
+    supply = supply_of(recipe, dataset, streams, comm, device)
+    learner = build_learner(recipe, model, comm, supply)
+    loader = supply("train", recipe.run.batch_size)
+    session = Session(recipe, device, streams, comm, dataset, model, learner, loader)
     # Too short a split or a prompt that cannot be written shows here, before anything is.
     _ = session.val_batches, session.test_batches, session.prompt
     return session
