@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from heterodox.core.comm import Solo
+from heterodox.core.errors import RecipeError
+from heterodox.core.rng import Streams
+from heterodox.core.services import Services
 from heterodox.update import SGD, AdamW
+from tests.tiny import tiny_gpt
 
 
 def walk(make_ours, make_theirs, steps: int = 8):
@@ -34,23 +39,32 @@ def test_sgd_is_torch_sgd(momentum, nesterov):
             SGD.Config(nesterov=True)
         return
     options = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov, "weight_decay": 0.01}
-    stock = lambda p: torch.optim.SGD(p.values(), **options)  # noqa: E731
+
+    def stock(parameters):
+        return torch.optim.SGD(parameters.values(), **options)
+
     for weights in walk(lambda: SGD(**options), stock):
         for ours, theirs, start in weights.values():
             assert torch.equal(ours, theirs)
             assert not torch.equal(ours, start)
 
 
-@pytest.mark.parametrize("decay", ["matrices", "all"])
-def test_adamw_is_torch_adamw(decay):
+@pytest.mark.parametrize(
+    ("which", "decayed"),
+    [
+        ({"decay": "matrices"}, {"matrix"}),
+        ({"decay": "all"}, {"matrix", "gain"}),
+        ({"decay": "all", "spared": ["mat*"]}, {"gain"}),
+    ],
+)
+def test_adamw_is_torch_adamw(which, decayed):
     options = {"lr": 0.05, "betas": (0.9, 0.95), "eps": 1e-8}
 
     def stock(parameters):
-        flat = [{"params": [parameters["matrix"]], "weight_decay": 0.3}]
-        flat += [{"params": [parameters["gain"]], "weight_decay": 0.3 if decay == "all" else 0.0}]
-        return torch.optim.AdamW(flat, **options)
+        groups = [{"params": [p], "weight_decay": 0.3 * (name in decayed)} for name, p in parameters.items()]
+        return torch.optim.AdamW(groups, **options)
 
-    for weights in walk(lambda: AdamW(**options, weight_decay=0.3, decay=decay), stock):
+    for weights in walk(lambda: AdamW(**options, weight_decay=0.3, **which), stock):
         for ours, theirs, start in weights.values():
             assert torch.allclose(ours, theirs, rtol=1e-13, atol=0)
             assert not torch.equal(ours, start)
@@ -64,3 +78,11 @@ def test_a_parameter_without_a_gradient_neither_moves_nor_decays(update):
     assert torch.equal(parameters["frozen"], torch.ones(2, 2))
     assert not torch.equal(parameters["moving"], torch.ones(2, 2))
     assert not any(p.grad is not None for p in parameters.values())
+
+
+def test_a_pattern_of_spared_names_must_match():
+    model = tiny_gpt()
+    services = Services(model, Streams(0), Solo())
+    AdamW(spared=["*_emb.weight"]).connect(services)
+    with pytest.raises(RecipeError, match=r"'\*_embedding' matches no parameter; there is, for one, tok_emb.weight"):
+        AdamW(spared=["*_embedding"]).connect(services)

@@ -41,6 +41,7 @@ from heterodox.credit.fixed_point import (
     reading_flops,
     relaxed_names,
     residual_limit,
+    withhold_unsettled,
 )
 from heterodox.credit.jacobian import JacobianPenalty
 from heterodox.credit.nudged import NudgedPhase
@@ -62,7 +63,7 @@ class Equilibrium:
         loss_gradient: Literal["frozen", "live"] = Field(
             "frozen", description="∂L/∂z of the nudge: at z*, or anew at every state on the way"
         )
-        beta: float = Field(0.03, description="strength of the nudge; not 0")
+        beta: float = Field(0.003, description="strength of the nudge; not 0")
         nudged_steps: int | None = Field(
             None, ge=1, description="of a nudged phase, at most; null: 15, and on the GPT its layers and one more"
         )
@@ -76,6 +77,9 @@ class Equilibrium:
         )
         residual_limit: float | None = Field(
             0.1, gt=0, description="relative last step of the free phase past which a run stops; null: never"
+        )
+        nudged_limit: float | None = Field(
+            None, gt=0, description="relative last step of the nudged phases past which an example gets no credit"
         )
         jacobian_penalty: float = Field(0.0, ge=0, description="strength of the penalty on the Jacobian, γ")
         jacobian_powers: int = Field(4, ge=0, description="steps that turn its probe to the largest eigenvalues")
@@ -99,7 +103,7 @@ class Equilibrium:
         self,
         penalty: JacobianPenalty | None = None,
         *,
-        beta: float = 0.03,
+        beta: float = 0.003,
         corrected: bool = True,
         centered: bool = True,
         live: bool = False,
@@ -109,6 +113,7 @@ class Equilibrium:
         tolerance: float | None = None,
         clip: float | None = None,
         residual_limit: float | None = 0.1,
+        nudged_limit: float | None = None,
     ) -> None:
         self.penalty = penalty or JacobianPenalty(0.0, Streams(0))
         self.beta = beta
@@ -116,7 +121,7 @@ class Equilibrium:
         self.nudged_steps, self.step_size = nudged_steps, step_size
         self.solver, self.tolerance = solver, tolerance
         self.clip = clip
-        self.residual_limit = residual_limit
+        self.residual_limit, self.nudged_limit = residual_limit, nudged_limit
 
     def signal(
         self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
@@ -142,10 +147,11 @@ class Equilibrium:
             tolerance=self.tolerance,
         )
         adjoint, nudged = phase.adjoint(dynamics, linear, gradient)
+        metrics: dict[str, Tensor] = {"free_residual": free.residual, "nudged_residual": nudged.residual}
+        adjoint = withhold_unsettled(adjoint, nudged, self.nudged_limit, metrics)
         names = relaxed_names(model)
         read = linear.parameter_vjp(adjoint / batch.num_tokens, [model.get_parameter(name) for name in names])
-        penalty, metrics = self.penalty.gradients(model, linear, weights)
-        metrics |= {"free_residual": free.residual, "nudged_residual": nudged.residual}
+        penalty, growth = self.penalty.gradients(model, linear, weights)
 
         cost, phases = dynamics.flops, 2 if self.centered else 1
         head = model.forward_flops(*batch.inputs.shape).head
@@ -160,7 +166,7 @@ class Equilibrium:
             readout.loss,
             readout.losses,
             Cost(tokens=batch.num_tokens, flops=flops),
-            metrics,
+            metrics | growth,
             residual_limit(self.residual_limit),
         )
 
@@ -179,7 +185,7 @@ def refusals(credit: Equilibrium.Config, recipe: Any) -> list[str]:
     model, reasons = recipe.model, []
     if credit.beta == 0:
         reasons.append(
-            "credit.beta is 0: without a nudge nothing can be read off; expected another number, such as 0.03"
+            "credit.beta is 0: without a nudge nothing can be read off; expected another number, such as 0.003"
         )
     if recipe.run.precision == "bfloat16":
         reasons.append(

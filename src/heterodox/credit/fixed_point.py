@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.types import Batch, Limit, Origin
-from heterodox.model.dynamics import Dynamical, Dynamics, Matmuls
+from heterodox.model.dynamics import Dynamical, Dynamics, Matmuls, Relaxed
 
 DIVERGING = (
     "The free phase no longer reaches a fixed point, so what is read off the states is no gradient. Likely remedies: "
@@ -92,6 +92,24 @@ def product_flops(cost: Matmuls) -> int:
 def reading_flops(cost: Matmuls) -> int:
     """FLOPs of (∂F/∂θ)ᵀ a: weight gradients, and the errors within each block."""
     return 2 * cost.linear + 2 * cost.attention - cost.entering
+
+
+def withhold_unsettled(
+    adjoint: Float[Tensor, "layers batch time width"],
+    relaxed: Relaxed,
+    limit: float | None,
+    metrics: dict[str, Tensor],
+) -> Float[Tensor, "layers batch time width"]:
+    """`adjoint`, but zero for examples whose last step was longer than `limit` times its displacement.
+
+    What is read off a state that still moves is no gradient, and where it runs away, a single example drowns the rest
+    of its batch. Their share is written to `metrics`. Without a limit nothing is withheld.
+    """
+    if limit is None:
+        return adjoint
+    settled = relaxed.residuals <= limit  # also false for NaN
+    metrics["unsettled"] = 1 - settled.to(adjoint.dtype).mean()
+    return torch.where(settled, adjoint, 0.0)
 
 
 def residual_limit(limit: float | None) -> dict[str, Limit]:

@@ -32,6 +32,7 @@ from heterodox.credit.fixed_point import (
     reading_flops,
     relaxed_names,
     residual_limit,
+    withhold_unsettled,
 )
 from heterodox.credit.jacobian import JacobianPenalty
 from heterodox.model.dynamics import Dynamics, Linearisation, Relaxed, Solver, relax
@@ -50,6 +51,9 @@ class Implicit:
         residual_limit: float | None = Field(
             0.1, gt=0, description="relative last step of the free phase past which a run stops; null: never"
         )
+        adjoint_limit: float | None = Field(
+            None, gt=0, description="relative last step of the linear solver past which an example gets no credit"
+        )
         jacobian_penalty: float = Field(0.0, ge=0, description="strength of the penalty on the Jacobian, γ")
         jacobian_powers: int = Field(4, ge=0, description="steps that turn its probe to the largest eigenvalues")
 
@@ -63,6 +67,7 @@ class Implicit:
                 tolerance=self.tolerance,
                 solver=self.solver,
                 residual_limit=self.residual_limit,
+                adjoint_limit=self.adjoint_limit,
             )
 
     def __init__(
@@ -73,10 +78,11 @@ class Implicit:
         tolerance: float | None = 1e-5,
         solver: Solver = "damped",
         residual_limit: float | None = 0.1,
+        adjoint_limit: float | None = None,
     ) -> None:
         self.penalty = penalty or JacobianPenalty(0.0, Streams(0))
         self.steps, self.tolerance, self.solver = steps, tolerance, solver
-        self.residual_limit = residual_limit
+        self.residual_limit, self.adjoint_limit = residual_limit, adjoint_limit
 
     def signal(
         self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
@@ -88,10 +94,11 @@ class Implicit:
         linear = Linearisation(dynamics, free.state)
         self.penalty.aim(linear)
         solved = self._solve(dynamics, linear, readout.nudge)
+        metrics: dict[str, Tensor] = {"free_residual": free.residual, "adjoint_residual": solved.residual}
+        adjoint = withhold_unsettled(solved.state, solved, self.adjoint_limit, metrics)
         names = relaxed_names(model)
-        read = linear.parameter_vjp(solved.state / batch.num_tokens, [model.get_parameter(name) for name in names])
-        penalty, metrics = self.penalty.gradients(model, linear, weights)
-        metrics |= {"free_residual": free.residual, "adjoint_residual": solved.residual}
+        read = linear.parameter_vjp(adjoint / batch.num_tokens, [model.get_parameter(name) for name in names])
+        penalty, growth = self.penalty.gradients(model, linear, weights)
 
         cost, head = dynamics.flops, model.forward_flops(*batch.inputs.shape).head
         flops = (free.steps + 1) * drive_flops(cost) + 3 * head + reading_flops(cost) + self.penalty.flops(cost)
@@ -101,7 +108,7 @@ class Implicit:
             readout.loss,
             readout.losses,
             Cost(tokens=batch.num_tokens, flops=flops),
-            metrics,
+            metrics | growth,
             residual_limit(self.residual_limit),
         )
 

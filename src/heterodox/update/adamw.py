@@ -6,7 +6,8 @@ Reference: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 
 (fused where it has a kernel); the moments are kept by parameter name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from typing import Literal
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from heterodox.core import config
+from heterodox.core.errors import RecipeError
+from heterodox.core.services import Services
 from heterodox.core.state import Tree
 from heterodox.update.moments import check_names
 
@@ -32,6 +35,7 @@ class AdamW:
         eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
         weight_decay: float = Field(0.1, ge=0, description="decoupled: a share of the weight, times the learning rate")
         decay: Literal["matrices", "all"] = Field("matrices", description="matrices: not gains and biases")
+        spared: tuple[str, ...] = Field((), description="patterns of names that never decay, such as `*_emb.weight`")
 
         def build(self) -> "AdamW":
             return AdamW(
@@ -40,6 +44,7 @@ class AdamW:
                 eps=self.eps,
                 weight_decay=self.weight_decay,
                 decay=self.decay,
+                spared=self.spared,
             )
 
     def __init__(
@@ -50,18 +55,27 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         decay: Literal["matrices", "all"] = "matrices",
+        spared: Sequence[str] = (),
     ) -> None:
         self.lr = lr
         self.betas = betas
         self.eps = eps
         self.weight_decay = weight_decay
         self.decay = decay
+        self.spared = tuple(spared)
         self.moments: dict[str, dict[str, Tensor]] = {}
+
+    def connect(self, services: Services) -> None:
+        """Refuse patterns that match no parameter."""
+        names = [name for name, _ in services.model.named_parameters()]
+        for pattern in self.spared:
+            if not any(fnmatch(name, pattern) for name in names):
+                raise RecipeError(f"update.spared: {pattern!r} matches no parameter; there is, for one, {names[0]}")
 
     @torch.no_grad()
     def apply(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float = 1.0) -> None:
-        decayed = [n for n in grads if self.decay == "all" or parameters[n].ndim >= 2]
-        plain = [n for n in grads if not (self.decay == "all" or parameters[n].ndim >= 2)]
+        decayed = [name for name in grads if self._decays(name, parameters[name])]
+        plain = [name for name in grads if not self._decays(name, parameters[name])]
         for names, weight_decay in ((decayed, self.weight_decay), (plain, 0.0)):
             if not names:
                 continue
@@ -82,6 +96,10 @@ class AdamW:
                 eps=self.eps,
                 maximize=False,
             )
+
+    def _decays(self, name: str, parameter: Tensor) -> bool:
+        matrix = self.decay == "all" or parameter.ndim >= 2
+        return matrix and not any(fnmatch(name, pattern) for pattern in self.spared)
 
     def _moments_of(self, name: str, parameter: Tensor) -> dict[str, Tensor]:
         if name not in self.moments:

@@ -40,4 +40,4 @@ class FeedForward(Dynamics):
         states = [self.embed()]
         for block in self.blocks:
             states.append(block(states[-1]))
-        return Relaxed(torch.stack(states), 1, torch.zeros((), dtype=states[0].dtype, device=states[0].device))
+        return Relaxed(torch.stack(states), 1, states[0].new_zeros(1, len(states[0]), 1, 1))

@@ -30,11 +30,16 @@ _TINY = 1e-30
 
 @dataclass
 class Relaxed:
-    """Where a solver stopped, after how many steps, and by how much of itself the state moved in the last one."""
+    """Where a solver stopped, after how many steps, and by how much of itself each unit moved in the last one."""
 
     state: Tensor
     steps: int
-    residual: Float[Tensor, ""]
+    residuals: Float[Tensor, "1 batch units 1"]
+
+    @property
+    def residual(self) -> Float[Tensor, ""]:
+        """The root mean square of the units' relative last steps."""
+        return self.residuals.square().mean().sqrt()
 
 
 def per_example(a: Tensor, b: Tensor) -> Tensor:
@@ -84,8 +89,7 @@ def relax(
         active = going_on(still if active is None else still & active)
         if not isinstance(z, FakeTensor) and not bool(active.any()):
             break
-    residual = _relative((stepped - last).detach(), last.detach(), dot).square().mean().sqrt()
-    return Relaxed(z, taken, residual)
+    return Relaxed(z, taken, _relative((stepped - last).detach(), last.detach(), dot))
 
 
 def _relative(moved: Tensor, z: Tensor, dot: Dot) -> Tensor:
