@@ -88,6 +88,7 @@ def main() -> None:
 def source_schedule(corrected: bool = True) -> Equilibrium:
     return Equilibrium(
         beta=SOURCE_BETA,
+        beta_unit="gradient",
         corrected=corrected,
         live=True,
         nudged_steps=20,

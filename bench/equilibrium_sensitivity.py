@@ -27,7 +27,7 @@ from heterodox.recipe import load_recipe
 from heterodox.run.session import Session, open_session
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "equilibrium" / "implicit.yaml"
-DEFAULTS = {"beta": 0.003, "step_size": 0.5, "steps": 20, "nudged_steps": 15}
+DEFAULTS = {"beta": 0.01, "step_size": 0.5, "steps": 20, "nudged_steps": 15}
 TITLES = {
     "beta": "strength of the nudge β",
     "step_size": "step size ε",

@@ -11,12 +11,13 @@ only, so that the plain rule gives earlier ones no credit. J v and Jᵀ v are pr
 through the relaxation.
 
 Everything learns: embeddings and blocks from a, head and final norm by their exact gradient at z*. On a feed-forward
-model each layer's output is a state, and the rule is backpropagation. β multiplies the gradient of the sum over an
-example's tokens, so that it does not depend on the size of the batch.
+model each layer's output is a state, and the rule is backpropagation. β is chosen for each example such that the nudge
+of no position is longer than a given share of its state; or it multiplies the gradient of the sum over an example's
+tokens. Neither depends on the size of the batch.
 
 References: Scellier and Bengio, "Equilibrium propagation", Frontiers in Computational Neuroscience 2017; Scurria et
-al., "Equilibrium propagation for non-conservative systems", 2026. We deviate in the clip (off), in the larger steps,
-and in that the correction acts on the difference of the two nudged states.
+al., "Equilibrium propagation for non-conservative systems", 2026. We deviate in the clip (off), in the larger steps, in
+the unit of β, and in that the correction acts on the difference of the two nudged states.
 """
 
 from typing import Any, Literal
@@ -44,7 +45,7 @@ from heterodox.credit.fixed_point import (
     withhold_unsettled,
 )
 from heterodox.credit.jacobian import JacobianPenalty
-from heterodox.credit.nudged import NudgedPhase
+from heterodox.credit.nudged import BetaUnit, NudgedPhase, strength
 from heterodox.model.dynamics import Linearisation, Solver
 
 PLAIN = frozenset({"name", "layers", "heads", "width", "context", "mlp_ratio", "bias", "vocab_size"})
@@ -63,7 +64,10 @@ class Equilibrium:
         loss_gradient: Literal["frozen", "live"] = Field(
             "frozen", description="∂L/∂z of the nudge: at z*, or anew at every state on the way"
         )
-        beta: float = Field(0.003, description="strength of the nudge; not 0")
+        beta: float = Field(0.01, description="strength of the nudge; not 0")
+        beta_unit: BetaUnit = Field(
+            "state", description="no position's nudge is longer than β times its state; gradient: it is β·∂L/∂z"
+        )
         nudged_steps: int | None = Field(
             None, ge=1, description="of a nudged phase, at most; null: 15, and on the GPT its layers and one more"
         )
@@ -103,7 +107,8 @@ class Equilibrium:
         self,
         penalty: JacobianPenalty | None = None,
         *,
-        beta: float = 0.003,
+        beta: float = 0.01,
+        beta_unit: BetaUnit = "state",
         corrected: bool = True,
         centered: bool = True,
         live: bool = False,
@@ -116,7 +121,7 @@ class Equilibrium:
         nudged_limit: float | None = None,
     ) -> None:
         self.penalty = penalty or JacobianPenalty(0.0, Streams(0))
-        self.beta = beta
+        self.beta, self.beta_unit = beta, beta_unit
         self.corrected, self.centered, self.live = corrected, centered, live
         self.nudged_steps, self.step_size = nudged_steps, step_size
         self.solver, self.tolerance = solver, tolerance
@@ -137,7 +142,7 @@ class Equilibrium:
         linear = Linearisation(dynamics, free.state)
         self.penalty.aim(linear)
         phase = NudgedPhase(
-            self.beta,
+            strength(self.beta, self.beta_unit, free.state[-1], readout.nudge),
             steps=self.nudged_steps or dynamics.nudged_steps,
             step_size=self.step_size or dynamics.step_size,
             centered=self.centered,
@@ -185,7 +190,7 @@ def refusals(credit: Equilibrium.Config, recipe: Any) -> list[str]:
     model, reasons = recipe.model, []
     if credit.beta == 0:
         reasons.append(
-            "credit.beta is 0: without a nudge nothing can be read off; expected another number, such as 0.003"
+            "credit.beta is 0: without a nudge nothing can be read off; expected another number, such as 0.01"
         )
     if recipe.run.precision == "bfloat16":
         reasons.append(

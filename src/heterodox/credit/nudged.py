@@ -12,6 +12,7 @@ would change the estimate by no more than the order of its error; and what drift
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -22,11 +23,31 @@ from heterodox.model.dynamics import Dynamics, Linearisation, Relaxed, Solver, p
 Gradient = Callable[[Tensor], Tensor]
 
 
+BetaUnit = Literal["state", "gradient"]
+
+
+def strength(
+    beta: float,
+    unit: BetaUnit,
+    state: Float[Tensor, "batch time width"],
+    nudge: Float[Tensor, "batch time width"],
+) -> Float[Tensor, "batch 1 1"]:
+    """What to multiply each example's ∂L/∂z with.
+
+    In units of the state, no position is pushed by more than β times its own length. A nudge of fixed strength grows
+    against a state that shrinks in training, as embeddings below a norm do: twice, as ∂L/∂z grows, too.
+    """
+    if unit == "gradient":
+        return torch.full_like(state[:, :1, :1], beta)
+    ratio = (nudge.norm(dim=-1) / state.norm(dim=-1)).amax(1)[:, None, None]
+    return beta / torch.where(ratio > 0, ratio, 1.0)
+
+
 @dataclass(frozen=True)
 class NudgedPhase:
-    """How to relax under a nudge of strength `beta`."""
+    """How to relax under a nudge of strength `beta`, one for each example."""
 
-    beta: float
+    beta: Float[Tensor, "batch 1 1"]
     steps: int
     step_size: float
     centered: bool = True
@@ -60,8 +81,8 @@ class NudgedPhase:
             force_up, force_down = dynamics.force(up), dynamics.force(down)
             drift, pull = (force_up + force_down) / 2, (force_up - force_down) / 2
             slope_up, slope_down = gradient(up[-1]), gradient(down[-1])
-            pull[-1].sub_(slope_up + slope_down, alpha=self.beta / 2)
-            drift[-1].sub_(slope_up - slope_down, alpha=self.beta / 2)
+            pull[-1].sub_((slope_up + slope_down) * (self.beta / 2))
+            drift[-1].sub_((slope_up - slope_down) * (self.beta / 2))
             pull = self._correct(pull, half, linear)
             return torch.add(state, torch.stack([drift, pull]), alpha=self.step_size)
 
@@ -73,7 +94,7 @@ class NudgedPhase:
         def step(state: Tensor) -> Tensor:
             moved = rest + state[0]
             pull = dynamics.force(moved)
-            pull[-1].sub_(gradient(moved[-1]), alpha=self.beta)
+            pull[-1].sub_(gradient(moved[-1]) * self.beta)
             pull = self._correct(pull, state[0], linear)
             return torch.add(state, pull, alpha=self.step_size)
 
