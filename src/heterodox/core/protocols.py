@@ -142,6 +142,15 @@ class Collective(Protocol):
 
 
 @runtime_checkable
+class Remarking(Protocol):
+    """A credit rule with more to declare than an origin for each parameter."""
+
+    def remarks(self) -> list[str]:
+        """Sentences for the manifest; none if there is nothing to say."""
+        ...
+
+
+@runtime_checkable
 class Update(Stateful, Protocol):
     """How the weights move."""
 

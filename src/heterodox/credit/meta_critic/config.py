@@ -40,8 +40,9 @@ class Options(config.Config):
     critic: Form = Field("gated", description="mlp: the source's, of [h ‖ LTF]; gated: linear in LTF")
     critic_hidden: int = Field(128, ge=1, description="hidden units of a critic")
     linear: bool = Field(True, description="a linear path from LTF to the output beside the hidden units")
-    start: Literal["stream", "random"] = Field(
-        "stream", description="stream: the linear path begins as if the stream passed the error on as it is"
+    start: Literal["stream", "random"] | None = Field(
+        None,
+        description="of the linear path; stream: as if the stream passed the error on as it is; null: that if it can",
     )
     shared: bool = Field(False, description="one critic for all attentions and one for all MLPs, with block ids")
     objective: Literal["meta", "regression", "frozen"] = Field(
@@ -71,6 +72,8 @@ class Options(config.Config):
         for option, owner in owners.items():
             if getattr(self, option) is not None and self.structure != owner:
                 raise ValueError(f"{option} is for structure {owner} only, and structure is {self.structure}")
+        if self.start == "stream" and not self._can_pass_on:
+            raise ValueError("start stream needs target error, structure outer, a linear path and no target_width")
         if self.objective == "frozen":
             for option in ("regression_steps", "layers_per_step", "meta_warmup"):
                 if getattr(self, option):
@@ -80,6 +83,16 @@ class Options(config.Config):
         if self.reuse_target and (self.objective == "frozen" or self.meta_every > 1):
             raise ValueError("reuse_target needs a meta-step in every step: objective meta, meta_every 1")
         return self
+
+    @property
+    def _can_pass_on(self) -> bool:
+        plain = self.target_width is None and self.linear
+        return plain and self.target == "error" and self.structure == "outer"
+
+    @property
+    def begins_as_stream(self) -> bool:
+        """Whether the linear paths begin as if the stream passed the error on as it is."""
+        return self._can_pass_on and self.start != "random"
 
     def structure_part(self) -> Structure | None:
         """The structure; None is `outer`."""

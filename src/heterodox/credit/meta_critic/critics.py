@@ -1,7 +1,6 @@
 """The networks of the rule: MLP_G, the fixed M_i, and the critics, each of one stage or shared by all blocks."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -25,6 +24,7 @@ class Critics(nn.Module):
         stages: Sequence[Stage],
         streams: Streams,
         *,
+        like: Tensor,
         width: int,
         target: TargetKind,
         target_width: int,
@@ -35,10 +35,11 @@ class Critics(nn.Module):
         hidden: int,
         linear: bool,
         shared: bool,
-        start: Literal["stream", "random"] = "random",
+        begins_as_stream: bool = False,
     ) -> None:
         super().__init__()
-        self.target = target_network(target, width, target_hidden, target_width, streams.generator("rule", "target"))
+        generator = streams.generator("rule", "target")
+        self.target = target_network(target, width, target_hidden, target_width, generator, like)
         self.parts: dict[int, dict[str, dict[str, int]]] = {}
         outputs: dict[str, int] = {}
         for stage in stages:
@@ -51,11 +52,11 @@ class Critics(nn.Module):
             drawn = draw_projection(
                 local_width, target_width, local_density, streams.generator("rule", "projection", place)
             )
-            self.register_buffer(f"projection_{stage.key}", drawn.to(torch.get_default_dtype()))
+            self.register_buffer(f"projection_{stage.key}", drawn.to(like))
         blocks = max((stage.index for stage in stages), default=EMBEDDINGS) + 1
         self.ids = None
         if shared:
-            self.ids = nn.Parameter(torch.randn(blocks, ID_WIDTH, generator=streams.generator("rule", "ids")))
+            self.ids = nn.Parameter(torch.randn(blocks, ID_WIDTH, generator=streams.generator("rule", "ids")).to(like))
         self.nets = nn.ModuleDict()
         for key, size in outputs.items():
             self.nets[key] = Network(
@@ -66,9 +67,10 @@ class Critics(nn.Module):
                 form=form,
                 linear=linear,
                 generator=streams.generator("rule", "critic", key),
+                like=like,
             )
 
-        if start == "stream" and target == "error" and linear and target_width == width:
+        if begins_as_stream:
             for stage in stages:
                 self._pass_on(stage)
 
@@ -77,10 +79,17 @@ class Critics(nn.Module):
         """Let the linear paths to slots on the stream begin as M_iᵀ, so that they say what G is."""
         projection = self.get_buffer(f"projection_{stage.key}")
         for key, slots in self.parts[stage.index].items():
-            linear = self.nets[key].linear
+            linear = self.net(key).linear
+            assert linear is not None
             for slot, rows in zip(slots, linear.split(list(slots.values())), strict=True):
                 if slot in stage.on_stream:
                     rows.copy_(projection.T)
+
+    def net(self, key: str) -> Network:
+        """The critic of this key."""
+        net = self.nets[key]
+        assert isinstance(net, Network)
+        return net
 
     def local(self, stage: Stage, target: Float[Tensor, "*lead global"]) -> Float[Tensor, "*lead local"]:
         """LTF_i = M_i G."""
@@ -93,7 +102,7 @@ class Critics(nn.Module):
         local = self.local(stage, target)
         found: dict[str, Tensor] = {}
         for key, slots in self.parts[stage.index].items():
-            y = self.nets[key](self._with_id(stage, key, context), local, size, mean=mean)
+            y = self.net(key)(self._with_id(stage, key, context), local, size, mean=mean)
             found |= dict(zip(slots, y.split(list(slots.values()), dim=-1), strict=True))
         return found
 

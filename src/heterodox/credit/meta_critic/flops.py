@@ -74,12 +74,12 @@ class StepFlops:
 
     def _critics(self, stage: Stage) -> int:
         critics = self.proposals.critics
-        return self._local(stage) + 2 * sum(critics.nets[key].macs(self._rows()) for key in critics.parts[stage.index])
+        return self._local(stage) + 2 * sum(critics.net(key).macs(self._rows()) for key in critics.parts[stage.index])
 
     def _critics_back(self, stage: Stage) -> int:
         critics = self.proposals.critics
         return self._local(stage) + 2 * sum(
-            critics.nets[key].backward_macs(
+            critics.net(key).backward_macs(
                 self._rows(), context=critics.ids is not None and key != "embeddings", signal=True
             )
             for key in critics.parts[stage.index]

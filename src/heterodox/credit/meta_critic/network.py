@@ -21,7 +21,7 @@ Form = Literal["gated", "mlp"]
 
 
 class Network(nn.Module):
-    """One of the forms above. `signal` may be 0: then y = ρ O φ(U c + b). Biases start at 0."""
+    """One of the forms above, of the dtype and on the device of `like`. `signal` 0 leaves y = ρ O φ(U c + b)."""
 
     def __init__(
         self,
@@ -33,17 +33,19 @@ class Network(nn.Module):
         form: Form,
         linear: bool,
         generator: torch.Generator,
+        like: Tensor,
         output_gain: float = 0.1,
         identity: bool = False,
     ) -> None:
         super().__init__()
 
         def matrix(fan_out: int, fan_in: int, gain: float = 1.0) -> nn.Parameter:
-            return nn.Parameter(torch.randn(fan_out, fan_in, generator=generator) * (gain / math.sqrt(fan_in)))
+            drawn = torch.randn(fan_out, fan_in, generator=generator) * (gain / math.sqrt(fan_in))
+            return nn.Parameter(drawn.to(like))
 
         self.form: Form = form
         self.context = matrix(hidden, context)
-        self.bias = nn.Parameter(torch.zeros(hidden))
+        self.bias = nn.Parameter(torch.zeros(hidden).to(like))
         self.signal = matrix(hidden, signal) if signal else None
         self.output = matrix(outputs, hidden, output_gain)
         self.linear = matrix(outputs, signal, output_gain) if linear and signal else None

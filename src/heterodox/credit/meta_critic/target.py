@@ -77,11 +77,17 @@ def token_losses(seen: Forward, objective: Objective) -> Float[Tensor, "batch ti
     return objective.losses(seen.logits.flatten(0, 1)[:, None], each).view(batch.inputs.shape)
 
 
-def target_network(kind: TargetKind, width: int, hidden: int, outputs: int, generator: torch.Generator) -> Network:
+def target_network(
+    kind: TargetKind, width: int, hidden: int, outputs: int, generator: torch.Generator, like: Tensor
+) -> Network:
     """MLP_G. That of `error` begins near the identity."""
-    if kind == "error":
-        return Network(width, width, hidden, outputs, form="gated", linear=True, generator=generator, identity=True)
-    return Network(width + 1, 0, hidden, outputs, form="mlp", linear=False, generator=generator, output_gain=1.0)
+    if kind != "error":
+        return Network(
+            width + 1, 0, hidden, outputs, form="mlp", linear=False, generator=generator, like=like, output_gain=1.0
+        )
+    return Network(
+        width, width, hidden, outputs, form="gated", linear=True, generator=generator, like=like, identity=True
+    )
 
 
 def draw_projection(local: int, width: int, density: float, generator: torch.Generator) -> Float[Tensor, "local width"]:
