@@ -233,6 +233,15 @@ def test_an_outer_proposal_has_as_many_rank_one_terms_as_tokens_it_keeps():
     assert max(ranks(signal_of(rule_of(tiny_gpt()), tiny_gpt()).grads).values()) == 8
 
 
+def test_partial_forwards_one_by_one_give_the_same_gradient():
+    model = tiny_gpt()
+    shared, separate = (meta_of(rule_of(model, suffix=suffix), model) for suffix in ("shared", "separate"))
+    assert shared.gradient.keys() == separate.gradient.keys()
+    for name, gradient in shared.gradient.items():
+        assert same(gradient, separate.gradient[name]), name
+    assert same(shared.value, separate.value)
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_partial_forwards_with_the_weights_as_they_are_are_the_main_forward(together, monkeypatch):
     """Also under dropout, whose masks are the main forward's, and whether or not streams share the stages above."""

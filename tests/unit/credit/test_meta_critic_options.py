@@ -6,6 +6,7 @@ import torch
 from heterodox.core.comm import Solo
 from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
+from heterodox.core.types import Batch
 from heterodox.credit.meta_critic.mask import largest, units_kept
 from heterodox.credit.meta_critic.target import draw_projection
 from heterodox.objective import CrossEntropy
@@ -84,7 +85,8 @@ def test_tiles_that_do_not_divide_the_vocabulary_are_refused():
 @pytest.mark.parametrize("options", [{}, {"shared": True}, {"target": "pooled", "structure": "low_rank"}])
 def test_a_plan_foretells_what_a_step_costs_and_holds(options):
     recipe, model, rule = built(**options)
-    batch = tiny_batch(recipe.run.batch_size, 16, 8)
+    drawn = tiny_batch(recipe.run.batch_size, 16, 8)
+    batch = Batch(drawn.inputs.contiguous(), drawn.targets.contiguous(), drawn.ids)
     foretold = plan(recipe)
     weights = torch.ones(len(batch.ids))
     assert foretold["memory_bytes"]["activations"] == activation_bytes(model, batch, weights, CrossEntropy(), rule)

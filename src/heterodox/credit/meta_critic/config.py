@@ -52,6 +52,9 @@ class Options(config.Config):
     step: float = Field(1.0, gt=0, description="η, length of the hypothetical step")
     penalty: float = Field(1.0, ge=0, description="λ of (η/2)‖ΔW‖²; 1: proximal; 0: the source's meta-loss")
     floor: float = Field(0.0, ge=0, description="norm below which a stage's ΔW is penalised, against doing nothing")
+    suffix: Literal["shared", "separate"] = Field(
+        "shared", description="partial forwards as one larger batch above where they begin, or one by one, holding less"
+    )
     layers_per_step: int | None = Field(None, ge=1, description="stages sampled for a meta-step; null: all")
     meta_every: int = Field(1, ge=1, description="steps between two meta-steps")
     meta_only_steps: int = Field(0, ge=0, description="steps before the first proposal is handed over")

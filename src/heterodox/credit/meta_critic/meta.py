@@ -29,11 +29,12 @@ Summaries = dict[int, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class MetaObjective:
-    """η, λ and the floor of the meta-loss."""
+    """η, λ and the floor of the meta-loss; whether partial forwards run `together` or each alone, holding less."""
 
     step: float = 1.0
     penalty: float = 1.0
     floor: float = 0.0
+    together: bool = True
 
     def weight(self, weight: Tensor, proposal: Tensor) -> Tensor:
         """W − η ΔW."""
@@ -71,11 +72,33 @@ def meta_loss_gradients(
     stages: Sequence[Stage],
     leaves: Summaries,
     meta: MetaObjective,
-) -> tuple[Summaries, dict[int, Tensor], dict[int, dict[str, Tensor]]]:
+) -> tuple[Summaries, dict[int, Tensor], Summaries]:
     """∂L_meta/∂summary on this rank's examples, the losses by stage and example, and the proposals ΔW.
 
     `leaves` must require gradients.
     """
+    grads: Summaries = {}
+    losses: dict[int, Tensor] = {}
+    matrices: Summaries = {}
+    for group in [stages] if meta.together else [[stage] for stage in stages]:
+        part = _gradients(model, seen, objective, proposals, group, leaves, meta, len(stages))
+        grads |= part[0]
+        losses |= part[1]
+        matrices |= part[2]
+    return grads, losses, matrices
+
+
+def _gradients(
+    model: GPT,
+    seen: Forward,
+    objective: Objective,
+    proposals: Proposals,
+    stages: Sequence[Stage],
+    leaves: Summaries,
+    meta: MetaObjective,
+    num_stages: int,
+) -> tuple[Summaries, dict[int, Tensor], Summaries]:
+    """The same for some of the stages, of which the meta-loss is the mean over `num_stages`."""
     with torch.enable_grad():
         matrices = {s.index: proposals.matrices(s, leaves[s.index]) for s in stages}
         hypotheses = {
@@ -83,14 +106,16 @@ def meta_loss_gradients(
             for index, found in matrices.items()
         }
         losses = partial_losses(model, seen, objective, hypotheses)
-        total = torch.stack(
-            [(losses[s.index] * seen.weights).mean() + meta.regulariser(matrices[s.index]) for s in stages]
-        ).mean()
-        flat = [leaf for found in leaves.values() for leaf in found.values()]
-        grads = iter(torch.autograd.grad(total, flat))
-    by_stage = {index: {name: next(grads) for name in found} for index, found in leaves.items()}
+        each = [(losses[s.index] * seen.weights).mean() + meta.regulariser(matrices[s.index]) for s in stages]
+        grads = _by_leaf(torch.stack(each).sum() / num_stages, {s.index: leaves[s.index] for s in stages})
     detached = {index: {n: x.detach() for n, x in found.items()} for index, found in matrices.items()}
-    return by_stage, {index: x.detach() for index, x in losses.items()}, detached
+    return grads, {index: x.detach() for index, x in losses.items()}, detached
+
+
+def _by_leaf(total: Tensor, leaves: Summaries) -> Summaries:
+    """The gradient of `total` by each leaf."""
+    grads = iter(torch.autograd.grad(total, [leaf for found in leaves.values() for leaf in found.values()]))
+    return {index: {name: next(grads) for name in found} for index, found in leaves.items()}
 
 
 def regression_gradients(
@@ -102,8 +127,8 @@ def regression_gradients(
     leaves: Summaries,
     meta: MetaObjective,
     comm: Comm,
-) -> tuple[Summaries, dict[int, dict[str, Tensor]]]:
-    """∂/∂summary of mean_i (η/2) ‖ΔW_i − target(∇_i L)‖², the true gradient found by backpropagation; and ΔW."""
+) -> Summaries:
+    """∂/∂summary of mean_i (η/2) ‖ΔW_i − target(∇_i L)‖², the true gradient found by backpropagation."""
     names = trainable(model)
     if seen.before:
         with replayed(seen.before[EMBEDDINGS], seen.logits.device):
@@ -120,10 +145,7 @@ def regression_gradients(
                 goal = true[name] if wanted is None or delta.ndim != 2 else wanted.regression_target(true[name])
                 errors.append((delta - goal.to(delta.dtype)).square().sum())
         total = meta.step / 2 * torch.stack(errors).sum() / len(stages)
-        flat = [leaf for found in leaves.values() for leaf in found.values()]
-        grads = iter(torch.autograd.grad(total, flat))
-    by_stage = {index: {name: next(grads) for name in found} for index, found in leaves.items()}
-    return by_stage, {index: {n: x.detach() for n, x in found.items()} for index, found in matrices.items()}
+        return _by_leaf(total, leaves)
 
 
 def critic_gradients(

@@ -71,7 +71,7 @@ class MetaCritic:
                 operations_of(self),
                 optimiser_of(self, proposals),
                 streams,
-                meta=MetaObjective(self.step, self.penalty, self.floor),
+                meta=MetaObjective(self.step, self.penalty, self.floor, together=self.suffix == "shared"),
                 schedule=schedule_of(self),
                 reuse_target=self.reuse_target,
                 clip=self.meta_clip,
@@ -116,7 +116,8 @@ class MetaCritic:
                 target = proposals.target(sight)
             matrices = self._phase_b(seen, sight, target, metrics)
             if schedule.joins(self.step):
-                metrics["meta_gain/joint"] = -joint_change(model, seen, objective, matrices, self.meta)
+                together = shared(matrices, self.comm)
+                metrics["meta_gain/joint"] = -joint_change(model, seen, objective, together, self.meta)
             grads = dict(seen.readout_grads)
             if (scale := schedule.scale(self.step)) > 0:
                 proposed = (item for found in matrices.values() for item in found.items())
@@ -138,7 +139,7 @@ class MetaCritic:
         for leaf in (leaf for found in leaves.values() for leaf in found.values()):
             leaf.requires_grad_()
         if self.schedule.regresses(self.step):
-            grads, _ = regression_gradients(model, seen, objective, proposals, stages, leaves, self.meta, self.comm)
+            grads = regression_gradients(model, seen, objective, proposals, stages, leaves, self.meta, self.comm)
         else:
             grads, losses, _ = meta_loss_gradients(model, seen, objective, proposals, stages, leaves, self.meta)
             for stage in stages:
