@@ -8,7 +8,7 @@ Several stages' partial forwards share the stages above them: their streams run 
 from where it begins. Under dropout each runs alone instead, with the masks of the main forward.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -23,6 +23,8 @@ from heterodox.credit.operation import replayed
 from heterodox.model import GPT
 
 Weights = Mapping[str, Tensor]
+Run = Callable[[int, Tensor, Weights], Tensor]
+"""Runs a stage on a stream, with some of its weights replaced."""
 
 
 class _Stages(nn.Module):
@@ -92,7 +94,8 @@ def joint_losses(model: GPT, seen: Forward, objective: Objective, weights: Weigh
         return objective.losses(model.readout(x), seen.batch)
 
 
-def _onwards(index, streams, run, *, alone):
+def _onwards(index: int, streams: dict[int, Tensor], run: Run, *, alone: bool) -> dict[int, Tensor]:
+    """All streams one stage further, together or each alone."""
     if not streams:
         return streams
     if alone:
