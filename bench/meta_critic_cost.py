@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="+", metavar="KEY=VALUE")
     given = parser.parse_args()
     print(f"{'':42}{'kFLOP/token':>12}{'held, MB':>10}{'meta-params':>13}{'ms/signal':>11}")
+    plain = 0
     for name, overrides in VARIANTS.items():
         recipe = load_recipe(RECIPE, [*given.overrides, *overrides])
         session = open_session(recipe, Solo(), "cpu")
@@ -63,6 +64,9 @@ def main() -> None:
         batch = loader.next_batch()
         arguments = (session.model, batch, learner.rating.weights(batch), learner.objective)
         held = activation_bytes(*arguments, learner.credit)
+        plain = plain or held
+        if "checkpointed" in name:  # what is kept, and one block's graph at a time while it is run again
+            held += (plain - held) // recipe.model.layers
         cost = learner.credit.signal(*arguments).cost
         again = session.model.forward_flops(*batch.inputs.shape)
         flops = cost.flops + ("checkpointed" in name) * (again.total - again.head)

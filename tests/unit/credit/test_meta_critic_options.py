@@ -12,7 +12,7 @@ from heterodox.credit.meta_critic.target import draw_projection
 from heterodox.objective import CrossEntropy
 from heterodox.probe import activation_bytes
 from heterodox.run.plan import plan
-from heterodox.run.session import build_learner, build_model
+from heterodox.run.session import build_learner, build_model, open_session
 from tests.tiny import tiny_batch, tiny_recipe
 
 REFUSED = {
@@ -74,6 +74,18 @@ def test_too_many_meta_parameters_are_refused_when_they_can_be_counted():
     built(max_meta_parameters=size)
     with pytest.raises(RecipeError, match=rf"{size:,} parameters, above credit.max_meta_parameters {size - 1:,}"):
         built(max_meta_parameters=size - 1)
+
+
+@pytest.mark.parametrize("options", [{"objective": "regression"}, {"regression_steps": 7}])
+def test_the_manifest_declares_that_critics_learn_by_backpropagation(options):
+    manifests = [
+        open_session(tiny_recipe(credit={"name": "meta_critic"} | given), Solo(), "cpu").manifest()
+        for given in (options, {})
+    ]
+    declared, plain = (" ".join(manifest["remarks"]) for manifest in manifests)
+    assert "backpropagation" in declared
+    assert "meta-parameters" in plain
+    assert "backpropagation" not in plain
 
 
 def test_tiles_that_do_not_divide_the_vocabulary_are_refused():

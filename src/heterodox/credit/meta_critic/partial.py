@@ -9,7 +9,7 @@ from where it begins. Under dropout each runs alone instead, with the masks of t
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,6 @@ from torch.func import functional_call
 
 from heterodox.core.protocols import Objective
 from heterodox.credit.meta_critic.forward import Forward, run_stage
-from heterodox.credit.meta_critic.layout import EMBEDDINGS
 from heterodox.credit.operation import replayed
 from heterodox.model import GPT
 
@@ -55,23 +54,11 @@ def partial_losses(
     model: GPT, seen: Forward, objective: Objective, hypotheses: Mapping[int, Weights]
 ) -> dict[int, Float[Tensor, " batch"]]:
     """Each hypothesis's losses by example, differentiable in its weights; `hypotheses` are weights by stage."""
-    stages = _Stages(model)
-
-    def run(index: int, x: Tensor, weights: Weights) -> Tensor:
-        named = {f"model.{name}": weight for name, weight in weights.items()}
-
-        def forward() -> Tensor:
-            return functional_call(stages, named, (index, x), tie_weights=False) if named else stages(index, x)
-
-        if not seen.before:
-            return forward()
-        with replayed(seen.before[index], x.device):
-            return forward()
-
+    run = _runner(model, seen)
     streams: dict[int, Tensor] = {}
     with fixed_weights(model):
         with model.autocast():
-            for index in range(EMBEDDINGS, len(model.blocks)):
+            for index in sorted(seen.inputs):
                 streams = _onwards(index, streams, run, alone=bool(seen.before))
                 if index in hypotheses:
                     streams[index] = run(index, seen.inputs[index], hypotheses[index])
@@ -79,19 +66,26 @@ def partial_losses(
     return {index: objective.losses(part, seen.batch) for index, part in zip(streams, logits, strict=True)}
 
 
+@torch.no_grad()
 def joint_losses(model: GPT, seen: Forward, objective: Objective, weights: Weights) -> Float[Tensor, " batch"]:
     """The losses by example with all of these weights at once."""
-    with torch.no_grad():
+    run, x = _runner(model, seen), seen.batch.inputs
+    with model.autocast():
+        for index in sorted(seen.inputs):
+            x = run(index, x, weights)
+    return objective.losses(model.readout(x), seen.batch)
+
+
+def _runner(model: GPT, seen: Forward) -> Run:
+    """Runs stages under the main forward's own dropout masks."""
+    stages = _Stages(model)
+
+    def run(index: int, x: Tensor, weights: Weights) -> Tensor:
         named = {f"model.{name}": weight for name, weight in weights.items()}
-        stages, x = _Stages(model), seen.batch.inputs
-        with model.autocast():
-            for index in sorted(seen.inputs):
-                if seen.before:
-                    with replayed(seen.before[index], x.device):
-                        x = functional_call(stages, named, (index, x), tie_weights=False)
-                else:
-                    x = functional_call(stages, named, (index, x), tie_weights=False)
-        return objective.losses(model.readout(x), seen.batch)
+        with replayed(seen.before[index], x.device) if seen.before else nullcontext():
+            return functional_call(stages, named, (index, x), tie_weights=False)
+
+    return run
 
 
 def _onwards(index: int, streams: dict[int, Tensor], run: Run, *, alone: bool) -> dict[int, Tensor]:
