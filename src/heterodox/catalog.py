@@ -8,7 +8,15 @@ from pydantic import Field
 
 from heterodox import credit, model
 from heterodox.core.config import Config
-from heterodox.credit import Backprop, DirectFeedback, FeedbackAlignment, HeadOnly, KolenPollack, SignSymmetry
+from heterodox.credit import (
+    Backprop,
+    DirectFeedback,
+    FeedbackAlignment,
+    HeadOnly,
+    KolenPollack,
+    MetaCritic,
+    SignSymmetry,
+)
 from heterodox.data.corpus import File, Grammar, HuggingFace, Stdlib
 from heterodox.data.tokenizer import BPE, Byte, Char, TokenizerFile
 from heterodox.learner import Gradient
@@ -31,6 +39,7 @@ PARTS: dict[str, tuple[type, ...]] = {
         credit.Equilibrium,
         credit.BPTT,
         credit.Implicit,
+        MetaCritic,
     ),
     "update": (SGD, AdamW),
     "learner": (Gradient,),

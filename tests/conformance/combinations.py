@@ -23,9 +23,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "kolen_pollack sparse": {"name": "kolen_pollack", "feedback": "sparse"},
     "direct_feedback own": {"name": "direct_feedback", "route": "own"},
     "direct_feedback orthogonal": {"name": "direct_feedback", "feedback": "orthogonal"},
+    "meta_critic sampled": {
+        "name": "meta_critic", "layers_per_step": 1, "meta_every": 2, "target": "token", "density": 0.5,
+        "critic": "mlp",
+    },
+    "meta_critic shared": {"name": "meta_critic", "shared": True, "objective": "regression", "point": "output"},
+    "meta_critic low_rank": {"name": "meta_critic", "structure": "low_rank", "density": 0.5, "reuse_target": True},
+    "meta_critic source": {
+        "name": "meta_critic", "target": "pooled", "structure": "elementwise", "density": 0.05, "critic": "mlp",
+        "linear": False, "penalty": 0.0, "embeddings": "frozen", "matrices": ["mlp.proj"], "joint_every": 2,
+    },
 }  # fmt: skip
 """Rules at other options than their defaults."""
-REMEMBERING = ["feedback_alignment grape", "feedback_alignment grape jacobian", "sign_symmetry random"]
+REMEMBERING = [
+    "feedback_alignment grape", "feedback_alignment grape jacobian", "sign_symmetry random",
+    "meta_critic sampled", "meta_critic shared", "meta_critic low_rank", "meta_critic source",
+]  # fmt: skip
 """Variants that keep a state of another form than the rule at its defaults does: they too must resume."""
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from heterodox.core.comm import Comm
 from heterodox.core.state import Stateful, Tree
 from heterodox.core.types import Batch, Diagnosis, Origin, Signal
 
@@ -130,6 +131,22 @@ class Credit(Stateful, Protocol):
 
     def manifest(self, model: LanguageModel) -> Mapping[str, Origin]:
         """For every parameter of `model`, where its signal comes from."""
+        ...
+
+
+@runtime_checkable
+class Collective(Protocol):
+    """A credit rule that itself exchanges tensors with the other ranks within a step; the learner hands it `comm`."""
+
+    comm: Comm
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """A credit rule with more to declare than an origin for each parameter."""
+
+    def remarks(self) -> list[str]:
+        """Sentences for the manifest; none if there is nothing to say."""
         ...
 
 

@@ -8,6 +8,7 @@ from heterodox.credit.feedback_alignment import FeedbackAlignment
 from heterodox.credit.head_only import HeadOnly
 from heterodox.credit.implicit import Implicit
 from heterodox.credit.kolen_pollack import KolenPollack
+from heterodox.credit.meta_critic import MetaCritic
 from heterodox.credit.sign_symmetry import SignSymmetry
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "HeadOnly",
     "Implicit",
     "KolenPollack",
+    "MetaCritic",
     "SignSymmetry",
 ]

@@ -1,11 +1,12 @@
 """Modules called again: the same output, random numbers included, and their derivative by autograd."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 RandomState = tuple[Tensor, ...]
 """Of the global generators: the CPU's, and the device's if that is a GPU."""
@@ -59,14 +60,17 @@ class Operation:
     def vjp(self, delta: Tensor, *, through: bool = True) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
         """The output again, and from the error `delta` at it those at the inputs and the parameters' gradients.
 
-        Without `through` there are no errors at the inputs.
+        Without `through` there are no errors at the inputs. The answers are differentiable in `delta` if it requires a
+        gradient.
         """
         parameters = self.parameters()
         with torch.enable_grad():
             inputs = [x.detach().requires_grad_() for x in self.inputs] if through else self.inputs
             leaves = [*inputs, *parameters.values()] if through else list(parameters.values())
-            output = self.run(*inputs)
-            found = torch.autograd.grad(output, leaves, delta.to(output.dtype))
+            again = delta.requires_grad
+            with sdpa_kernel(SDPBackend.MATH) if again else nullcontext():  # the only kernel with a second derivative
+                output = self.run(*inputs)
+            found = torch.autograd.grad(output, leaves, delta.to(output.dtype), create_graph=again)
         num_errors = len(leaves) - len(parameters)
         return output.detach(), found[:num_errors], dict(zip(parameters, found[num_errors:], strict=True))
 

@@ -141,6 +141,18 @@ def alignment_chart(measure: str, norm_bound: float) -> dict[str, Any]:
     return _plain(chart)
 
 
+def monitor_chart() -> dict[str, Any]:
+    """One quantity of one recipe over steps, a line for each part; the page sets the title of the axis."""
+    x = alt.X("step:Q", axis=_axis("step"))
+    y = alt.Y("value:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title="value"))
+    legend = alt.Legend(title=None, orient="top")
+    color = alt.Color("part:N", sort=None, scale=alt.Scale(scheme="tableau10"), legend=legend)
+    lines = alt.Chart(alt.NamedData(name="monitor")).mark_line(strokeWidth=1.6)
+    tooltip = ["part:N", "step:Q", alt.Tooltip("value:Q", format=".4g")]
+    chart = lines.encode(x=x, y=y, color=color, tooltip=tooltip)
+    return _plain(chart.properties(width="container", height=300, description="What the rule reports of itself"))
+
+
 def _references(scale: alt.Scale) -> tuple[alt.Chart, alt.Chart]:
     data = alt.Chart(alt.NamedData(name="references"))
     y = alt.Y("loss:Q", scale=scale)

@@ -44,6 +44,12 @@ def corpora(study: Study) -> list[str]:
     return [f"The runs are on {len(shas)} different corpora ({names}): their losses cannot be compared."]
 
 
+def remarks(study: Study) -> list[str]:
+    """What manifests declare besides origins, by recipe."""
+    said = (f"{run.recipe}: {remark}." for run in study.runs for remark in run.manifest.get("remarks") or [])
+    return list(dict.fromkeys(said))
+
+
 def reference(study: Study, key: str) -> Number | None:
     """A loss that all summaries agree on under `key`, in nats per token, or None."""
     values = [run.summary[key] for run in study.runs if is_finite(run.summary.get(key))]

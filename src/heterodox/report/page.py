@@ -15,8 +15,9 @@ from heterodox.comparison.statistics import is_finite, table
 from heterodox.core.errors import CheckpointError
 from heterodox.report import context, units
 from heterodox.report.alignment import MEASURES, alignment, norm_bound
-from heterodox.report.charts import alignment_chart, final_chart, loss_chart
+from heterodox.report.charts import alignment_chart, final_chart, loss_chart, monitor_chart
 from heterodox.report.curves import COSTS, curves, finals, span
+from heterodox.report.monitor import monitor
 from heterodox.report.origins import origins
 from heterodox.report.palette import styles
 from heterodox.report.reading import headline, remarks
@@ -59,13 +60,16 @@ def render(study: Study) -> str:
     data = curves(study) | finals(study, rows) | {"references": references}
     charts = _charts(study, data, colours, [row["recipe"] for row in ordered if row["val_loss"]])
     charts |= {f"alignment/{name}": alignment_chart(name, norm_bound(alignments)) for name in MEASURES}
+    monitored = monitor(study)
+    if monitored:
+        charts["monitor"] = monitor_chart()
     template = _environment().get_template("report.html.jinja")
     page = template.render(
         study=study,
         title=context.title(study),
         headline=headline(study, rows),
         remarks=remarks(study, rows, context.reference(study, "unigram_loss")),
-        notes=[*study.notes, *context.corpora(study)],
+        notes=[*study.notes, *context.corpora(study), *context.remarks(study)],
         facts=context.facts(study),
         table=context.with_references(ordered, references),
         failures=context.failures(study),
@@ -74,10 +78,19 @@ def render(study: Study) -> str:
         references=references,
         alignments=alignments,
         measures=MEASURES,
+        monitored=monitored,
         origins=origins(study),
         samples=context.samples(study),
         recipes=recipes(study),
-        page=_json({"recipes": study.recipes, "charts": charts, "data": data, "alignment": alignments}),
+        page=_json(
+            {
+                "recipes": study.recipes,
+                "charts": charts,
+                "data": data,
+                "alignment": alignments,
+                "monitored": monitored,
+            }
+        ),
         library=_library(),
     )
     return page.translate(units.SURROGATES)

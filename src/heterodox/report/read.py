@@ -21,7 +21,9 @@ RUN_FILES = ("summary.json", "metrics.jsonl", "recipe.yaml")
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe at one seed. `evals` and `probes` are rows of metrics.jsonl, one per step, in order."""
+    """One recipe at one seed. `evals`, `probes` and `steps` (of training) are rows of metrics.jsonl, one per step, in
+    order.
+    """
 
     recipe: str
     seed: int
@@ -32,6 +34,7 @@ class Run:
     manifest: dict[str, Any] = field(default_factory=dict)
     evals: list[dict[str, Any]] = field(default_factory=list)
     probes: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -54,30 +57,33 @@ def read_run(folder: Path, notes: list[str], row: dict[str, Any] | None = None) 
         notes.append(f"{name}, {row['warnings'][-1]} ({len(row['warnings'])} such warnings in all).")
     manifest = read_json(folder / "manifest.json", dict) if (folder / "manifest.json").is_file() else {}
     samples = read_json(folder / "samples.json", list) if (folder / "samples.json").is_file() else []
-    evals, probes = _metrics(folder / "metrics.jsonl", name, notes)
+    evals, probes, steps = _metrics(folder / "metrics.jsonl", name, notes)
     seed = re.fullmatch(r"seed-(\d+)", folder.name)
     seed = row.get("seed", config.get("seed", int(seed[1]) if seed else 0))
     recipe = str(row.get("recipe") or config.get("name") or folder.parent.name)
     credit = row.get("credit") or manifest.get("credit") or config.get("credit")
     credit = credit.get("name") if isinstance(credit, dict) else credit
     summary = row | {"seed": seed, "credit": credit}
-    return Run(recipe, seed, summary, folder, config, text, manifest, evals, probes, samples)
+    return Run(recipe, seed, summary, folder, config, text, manifest, evals, probes, steps, samples)
 
 
-def _metrics(path: Path, name: str, notes: list[str]) -> tuple[list[dict], list[dict]]:
-    """Evaluation and probe rows by step. A step logged again after a resume replaces its first row."""
+def _metrics(path: Path, name: str, notes: list[str]) -> tuple[list[dict], list[dict], list[dict]]:
+    """Evaluation, probe and training rows by step. A step logged again after a resume replaces its first row."""
     evals: dict[int, dict] = {}
     probes: dict[int, dict] = {}
+    steps: dict[int, dict] = {}
     meta_tokens = 0
     for row in _lines(path, name, notes):
         step = row.get("step", 0)
         if row.get("kind") == "train":
             meta_tokens = row.get("meta_tokens") or 0
+            steps[step] = row
         elif row.get("kind") == "eval":
             evals[step] = {"meta_tokens": meta_tokens} | row
         elif row.get("kind") == "probe":
             probes[step] = row
-    return [evals[step] for step in sorted(evals)], [probes[step] for step in sorted(probes)]
+    evals_, probes_, steps_ = ([rows[step] for step in sorted(rows)] for rows in (evals, probes, steps))
+    return evals_, probes_, steps_
 
 
 def _lines(path: Path, name: str, notes: list[str]) -> Iterator[dict[str, Any]]:

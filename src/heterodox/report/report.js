@@ -72,6 +72,12 @@
     return draw("chart-alignment", `alignment/${measure}`, { cells }, {}, { height: 15 * found.parameters.length }, "canvas");
   }
 
+  function drawMonitor() {
+    if (!document.getElementById("chart-monitor")) return;
+    const { rows } = page.monitored[new FormData(document.querySelector("#monitor form")).get("index")];
+    return draw("chart-monitor", "monitor", { monitor: rows });
+  }
+
   function drawFinal() {
     if (!document.getElementById("chart-final")) return;
     const { finals, singles, references } = page.data;
@@ -79,7 +85,7 @@
   }
 
   async function drawAll() {
-    await Promise.all([drawFinal(), drawLoss(), drawAlignment()]);
+    await Promise.all([drawFinal(), drawLoss(), drawAlignment(), drawMonitor()]);
     document.documentElement.dataset.ready = "true";
   }
 
@@ -91,6 +97,7 @@
     return inTurn("chart-loss", () => views.get("chart-loss").view.signal(name, value).runAsync());
   });
   document.querySelector("#alignment form")?.addEventListener("change", drawAlignment);
+  document.querySelector("#monitor form")?.addEventListener("change", drawMonitor);
   document.querySelectorAll("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
   darkScheme.addEventListener("change", drawAll);
   drawAll();

@@ -12,7 +12,7 @@ import torch
 
 from heterodox.core.comm import Comm, local_rank
 from heterodox.core.errors import RecipeError
-from heterodox.core.protocols import LanguageModel
+from heterodox.core.protocols import LanguageModel, Remarking
 from heterodox.core.rng import Streams
 from heterodox.core.services import Batches, Connected, Services, Supply, no_supply
 from heterodox.core.types import Batch
@@ -75,7 +75,9 @@ class Session:
 
     def manifest(self) -> dict[str, Any]:
         """What `manifest.json` holds: for each parameter where its signal comes from, its shape and its size."""
-        origins = self.learner.credit.manifest(self.model)
+        credit = self.learner.credit
+        origins = credit.manifest(self.model)
+        remarks = credit.remarks() if isinstance(credit, Remarking) else []
         return {
             "credit": self.recipe.credit.name,
             "update": self.recipe.update.name,
@@ -83,6 +85,7 @@ class Session:
                 name: {"origin": origins[name], "shape": list(p.shape), "size": p.numel()}
                 for name, p in self.model.named_parameters()
             },
+            **({"remarks": remarks} if remarks else {}),
         }
 
 

@@ -1,0 +1,176 @@
+"""Phase A's second half: how good each proposal would have been, and the critics' gradients.
+
+    L_meta = mean_{i ∈ S} [ L(W_i − η ΔW_i) + λ (η/2) ‖ΔW_i‖² + (η/2) max(0, floor − ‖ΔW_i‖)² ]
+
+The graph is cut at the proposals' summaries. Partial forwards give ∂L_meta/∂summary, of which all ranks take the mean;
+the critics' graph then carries that on to θ. So every rank tries the step that all ranks would make together, and the
+two halves of the graph are never there at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from heterodox.core.comm import Comm
+from heterodox.core.protocols import Objective
+from heterodox.credit.backprop import differentiate, trainable
+from heterodox.credit.meta_critic.forward import Forward
+from heterodox.credit.meta_critic.layout import EMBEDDINGS, Stage
+from heterodox.credit.meta_critic.partial import joint_losses, partial_losses
+from heterodox.credit.meta_critic.proposals import Proposals
+from heterodox.credit.meta_critic.target import Sight
+from heterodox.credit.operation import replayed
+from heterodox.model import GPT
+
+Summaries = dict[int, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class MetaObjective:
+    """η, λ and the floor of the meta-loss; whether partial forwards run `together` or each alone, holding less."""
+
+    step: float = 1.0
+    penalty: float = 1.0
+    floor: float = 0.0
+    together: bool = True
+
+    def weight(self, weight: Tensor, proposal: Tensor) -> Tensor:
+        """W − η ΔW."""
+        return weight.detach() - self.step * proposal.to(weight.dtype)
+
+    def regulariser(self, proposals: Mapping[str, Tensor]) -> Tensor:
+        """λ (η/2) ‖ΔW_i‖² + (η/2) max(0, floor − ‖ΔW_i‖)² of a stage."""
+        square = torch.stack([proposal.square().sum() for proposal in proposals.values()]).sum()
+        if not self.floor:
+            return self.penalty * self.step / 2 * square
+        missing = (self.floor - (square + 1e-30).sqrt()).clamp_min(0.0)
+        return self.step / 2 * (self.penalty * square + missing.square())
+
+
+def propose(
+    proposals: Proposals, seen: Forward, stages: Sequence[Stage], sight: Sight, target: Tensor, comm: Comm
+) -> Summaries:
+    """This rank's summaries for `stages`."""
+    contexts = proposals.contexts(seen, stages, comm)
+    return {stage.index: proposals.summary(seen, stage, contexts[stage.index], sight, target) for stage in stages}
+
+
+def shared(summaries: Summaries, comm: Comm) -> Summaries:
+    """Detached copies, means over the ranks."""
+    copies = {index: {n: x.detach().clone() for n, x in found.items()} for index, found in summaries.items()}
+    comm.mean_([x for found in copies.values() for x in found.values()])
+    return copies
+
+
+def meta_loss_gradients(
+    model: GPT,
+    seen: Forward,
+    objective: Objective,
+    proposals: Proposals,
+    stages: Sequence[Stage],
+    leaves: Summaries,
+    meta: MetaObjective,
+) -> tuple[Summaries, dict[int, Tensor], Summaries]:
+    """∂L_meta/∂summary on this rank's examples, the losses by stage and example, and the proposals ΔW.
+
+    `leaves` must require gradients.
+    """
+    grads: Summaries = {}
+    losses: dict[int, Tensor] = {}
+    matrices: Summaries = {}
+    for group in [stages] if meta.together else [[stage] for stage in stages]:
+        part = _gradients(model, seen, objective, proposals, group, leaves, meta, len(stages))
+        grads |= part[0]
+        losses |= part[1]
+        matrices |= part[2]
+    return grads, losses, matrices
+
+
+def _gradients(
+    model: GPT,
+    seen: Forward,
+    objective: Objective,
+    proposals: Proposals,
+    stages: Sequence[Stage],
+    leaves: Summaries,
+    meta: MetaObjective,
+    num_stages: int,
+) -> tuple[Summaries, dict[int, Tensor], Summaries]:
+    """The same for some of the stages, of which the meta-loss is the mean over `num_stages`."""
+    with torch.enable_grad():
+        matrices = {s.index: proposals.matrices(s, leaves[s.index]) for s in stages}
+        hypotheses = {
+            index: {name: meta.weight(model.get_parameter(name), delta) for name, delta in found.items()}
+            for index, found in matrices.items()
+        }
+        losses = partial_losses(model, seen, objective, hypotheses)
+        each = [(losses[s.index] * seen.weights).mean() + meta.regulariser(matrices[s.index]) for s in stages]
+        grads = _by_leaf(torch.stack(each).sum() / num_stages, {s.index: leaves[s.index] for s in stages})
+    detached = {index: {n: x.detach() for n, x in found.items()} for index, found in matrices.items()}
+    return grads, {index: x.detach() for index, x in losses.items()}, detached
+
+
+def _by_leaf(total: Tensor, leaves: Summaries) -> Summaries:
+    """The gradient of `total` by each leaf."""
+    grads = iter(torch.autograd.grad(total, [leaf for found in leaves.values() for leaf in found.values()]))
+    return {index: {name: next(grads) for name in found} for index, found in leaves.items()}
+
+
+def regression_gradients(
+    model: GPT,
+    seen: Forward,
+    objective: Objective,
+    proposals: Proposals,
+    stages: Sequence[Stage],
+    leaves: Summaries,
+    meta: MetaObjective,
+    comm: Comm,
+) -> Summaries:
+    """∂/∂summary of mean_i (η/2) ‖ΔW_i − target(∇_i L)‖², the true gradient found by backpropagation."""
+    names = trainable(model)
+    if seen.before:
+        with replayed(seen.before[EMBEDDINGS], seen.logits.device):
+            true = differentiate(model, seen.batch, seen.weights, objective, names).grads
+    else:
+        true = differentiate(model, seen.batch, seen.weights, objective, names).grads
+    comm.mean_(list(true.values()))
+    with torch.enable_grad():
+        matrices = {s.index: proposals.matrices(s, leaves[s.index]) for s in stages}
+        wanted = proposals.structure
+        errors = []
+        for found in matrices.values():
+            for name, delta in found.items():
+                goal = true[name] if wanted is None or delta.ndim != 2 else wanted.regression_target(true[name])
+                errors.append((delta - goal.to(delta.dtype)).square().sum())
+        total = meta.step / 2 * torch.stack(errors).sum() / len(stages)
+        return _by_leaf(total, leaves)
+
+
+def critic_gradients(
+    summaries: Summaries, grads: Summaries, parameters: Mapping[str, Tensor], comm: Comm
+) -> dict[str, Tensor]:
+    """∂L_meta/∂θ by name, the mean over ranks; parameters that no proposal depends on are left out."""
+    comm.mean_([g for found in grads.values() for g in found.values()])
+    outputs = [x for found in summaries.values() for x in found.values()]
+    ahead = [grads[index][name] for index, found in summaries.items() for name in found]
+    used = [(y, g) for y, g in zip(outputs, ahead, strict=True) if y.requires_grad]
+    found = torch.autograd.grad(
+        [y for y, _ in used], list(parameters.values()), [g for _, g in used], allow_unused=True
+    )
+    answer = {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+    comm.mean_(list(answer.values()))
+    return answer
+
+
+def joint_change(
+    model: GPT, seen: Forward, objective: Objective, matrices: Mapping[int, Mapping[str, Tensor]], meta: MetaObjective
+) -> Tensor:
+    """How the loss changes if all proposals are made at once."""
+    weights = {
+        name: meta.weight(model.get_parameter(name), delta)
+        for found in matrices.values()
+        for name, delta in found.items()
+    }
+    return (joint_losses(model, seen, objective, weights) * seen.weights).mean() - seen.loss

@@ -1,0 +1,84 @@
+"""From what critics say to proposals: first a summary that may be averaged over ranks, then ΔW.
+
+For `outer` the summary is ΔW itself, a sum over tokens. For the other structures it is the mean of the critic's
+outputs, from which ΔW is made when all ranks agree on it: mask and product are not linear.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from heterodox.core.comm import Comm
+from heterodox.credit.meta_critic.critics import Critics
+from heterodox.credit.meta_critic.forward import Forward
+from heterodox.credit.meta_critic.layout import Stage
+from heterodox.credit.meta_critic.outer import keep_tokens, outer_products
+from heterodox.credit.meta_critic.structure import Structure
+from heterodox.credit.meta_critic.target import Sight, TargetKind, normal, pool
+from heterodox.credit.tape import Record
+
+
+class Proposals:
+    """Makes ΔW for stages; `structure` None is `outer`, with `density` of the tokens."""
+
+    def __init__(
+        self,
+        critics: Critics,
+        stages: Sequence[Stage],
+        learns: Callable[[Record], bool],
+        *,
+        target: TargetKind,
+        structure: Structure | None,
+        density: float = 1.0,
+    ) -> None:
+        self.critics = critics
+        self.stages = list(stages)
+        self.learns = learns
+        self.target_kind: TargetKind = target
+        self.structure = structure
+        self.density = density
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.critics.target.output.dtype
+
+    def target(self, sight: Sight) -> Float[Tensor, "#batch #time global"]:
+        """G_T."""
+        return self.critics.target(sight.context, sight.signal)
+
+    def contexts(self, seen: Forward, stages: Sequence[Stage], comm: Comm) -> dict[int, Tensor]:
+        """What the critics of each stage see of it: its output, per token, or pooled where one answer is all."""
+        found = {stage.index: normal(seen.outputs[stage.index], self.dtype) for stage in stages}
+        if self._pooled:
+            weights = seen.weights.to(self.dtype)[:, None, None]
+            found = {index: pool(hidden, weights, comm) for index, hidden in found.items()}
+        return found
+
+    def summary(self, seen: Forward, stage: Stage, context: Tensor, sight: Sight, target: Tensor) -> dict[str, Tensor]:
+        """By parameter name what this rank proposes, differentiable in the critics and in `target`."""
+        outer = self.structure is None
+        size = None if self._pooled else sight.size
+        outputs = self.critics.outputs(stage, context, target, size, mean=not outer)
+        if not outer:
+            return outputs
+        share = 1 / seen.batch.num_tokens
+        errors = {slot: keep_tokens(y * share, self.density) for slot, y in outputs.items()}
+        return outer_products(seen.tape, self.learns, stage.index, errors)
+
+    def matrices(self, stage: Stage, summary: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """ΔW by parameter name, from summaries that all ranks share."""
+        structure = self.structure
+        if structure is None:
+            return dict(summary)
+        return {
+            name: structure.matrix(raw, stage.shapes[name])
+            if len(stage.shapes[name]) == 2
+            else raw.view(stage.shapes[name])
+            for name, raw in summary.items()
+        }
+
+    @property
+    def _pooled(self) -> bool:
+        return self.target_kind == "pooled" and self.structure is not None
