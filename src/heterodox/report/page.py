@@ -17,6 +17,8 @@ from heterodox.report import context, units
 from heterodox.report.alignment import MEASURES, alignment, norm_bound
 from heterodox.report.charts import alignment_chart, final_chart, loss_chart
 from heterodox.report.curves import COSTS, curves, finals, span
+from heterodox.report.mask_charts import course_chart, decision_chart, density_chart
+from heterodox.report.masks import COURSES, mask_courses, mask_table, masks
 from heterodox.report.origins import origins
 from heterodox.report.palette import styles
 from heterodox.report.reading import headline, remarks
@@ -58,6 +60,11 @@ def render(study: Study) -> str:
     alignments = alignment(study)
     data = curves(study) | finals(study, rows) | {"references": references}
     charts = _charts(study, data, colours, [row["recipe"] for row in ordered if row["val_loss"]])
+    masked = masks(study)
+    if masked:
+        data |= mask_courses(study) | {"zero": [{"change": 0}]}
+        charts |= {"masks/density": density_chart(), "masks/decisions": decision_chart(study.recipes)}
+        charts |= {f"masks/{name}": course_chart(name, study.recipes) for name in COURSES}
     charts |= {f"alignment/{name}": alignment_chart(name, norm_bound(alignments)) for name in MEASURES}
     template = _environment().get_template("report.html.jinja")
     page = template.render(
@@ -75,9 +82,14 @@ def render(study: Study) -> str:
         alignments=alignments,
         measures=MEASURES,
         origins=origins(study),
+        masks=mask_table(study),
+        searched=bool(data.get("decisions")),
+        courses=COURSES,
         samples=context.samples(study),
         recipes=recipes(study),
-        page=_json({"recipes": study.recipes, "charts": charts, "data": data, "alignment": alignments}),
+        page=_json(
+            {"recipes": study.recipes, "charts": charts, "data": data, "alignment": alignments, "masks": masked}
+        ),
         library=_library(),
     )
     return page.translate(units.SURROGATES)

@@ -72,6 +72,21 @@
     return draw("chart-alignment", `alignment/${measure}`, { cells }, {}, { height: 15 * found.parameters.length }, "canvas");
   }
 
+  function drawMasks() {
+    if (!document.getElementById("chart-density")) return;
+    const form = new FormData(document.querySelector("#masks form"));
+    const found = page.masks[form.get("recipe")];
+    const cells = found.layers.flatMap((layer, row) =>
+      found.steps.map((step, column) => ({ layer, row, step, density: found.density[row][column] })));
+    const { courses, decisions, zero } = page.data;
+    const drawn = [
+      draw("chart-density", "masks/density", { cells }, {}, { height: 15 * found.layers.length }, "canvas"),
+      draw("chart-course", `masks/${form.get("measure")}`, { courses }),
+    ];
+    if (document.getElementById("chart-decisions")) drawn.push(draw("chart-decisions", "masks/decisions", { decisions, zero }));
+    return Promise.all(drawn);
+  }
+
   function drawFinal() {
     if (!document.getElementById("chart-final")) return;
     const { finals, singles, references } = page.data;
@@ -79,7 +94,7 @@
   }
 
   async function drawAll() {
-    await Promise.all([drawFinal(), drawLoss(), drawAlignment()]);
+    await Promise.all([drawFinal(), drawLoss(), drawAlignment(), drawMasks()]);
     document.documentElement.dataset.ready = "true";
   }
 
@@ -91,6 +106,7 @@
     return inTurn("chart-loss", () => views.get("chart-loss").view.signal(name, value).runAsync());
   });
   document.querySelector("#alignment form")?.addEventListener("change", drawAlignment);
+  document.querySelector("#masks form")?.addEventListener("change", drawMasks);
   document.querySelectorAll("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
   darkScheme.addEventListener("change", drawAll);
   drawAll();
