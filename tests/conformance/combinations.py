@@ -10,16 +10,16 @@ from tests.tiny import tiny_recipe
 
 LEARNING_RATES = {"sgd": 0.5, "adamw": 1e-2}
 
-SPARSE = {"name": "sparse", "sparsity": 0.4, "burn_in": {"steps": 3}}
+SPARSE = {"name": "sparse", "sparsity": 0.4, "burn_in": {"steps": 1}}
 SPARSAE = {
-    "name": "sparsae", "every": 7, "children": 2, "mutation": 0.1, "micro_batch": 8, "reset": {"batch": 8},
-    "bounds": {"min_sparsity": 0.1},
+    "name": "sparsae", "every": 2, "until": 1.0, "children": 2, "mutation": 0.1, "micro_batch": 8,
+    "reset": {"batch": 8}, "bounds": {"min_sparsity": 0.1},
 }  # fmt: skip
 UPDATE_VARIANTS: dict[str, dict[str, Any]] = {
-    "sparse": SPARSE | {"topology": {"name": "rigl", "every": 7}},
+    "sparse": SPARSE | {"topology": {"name": "rigl", "every": 2, "until": 1.0}},
     "sparse static": SPARSE | {"topology": {"name": "static"}},
-    "sparse magnitude": SPARSE | {"topology": {"name": "magnitude", "every": 7}},
-    "sparse set": SPARSE | {"topology": {"name": "set", "every": 7}, "new_weights": "small"},
+    "sparse magnitude": SPARSE | {"topology": {"name": "magnitude", "every": 2, "until": 1.0}},
+    "sparse set": SPARSE | {"topology": {"name": "set", "every": 2, "until": 1.0}, "new_weights": "small"},
     "sparse sparsae": SPARSE | {"topology": SPARSAE | {"reset": {"batch": 8, "probability": 0.3}}},
     "sparse sparsae literal": SPARSE | {
         "topology": SPARSAE | {"judge": "at_once", "drop": "uniform", "grow": "uniform", "selection": "random"},

@@ -55,7 +55,7 @@ def _proportional(weights: Sequence[int], total: int, lower: Sequence[int], uppe
 
     def shares(scale: float) -> list[float]:
         limits = zip(weights, lower, upper, strict=True)
-        return [min(max(scale * weight, low), high) for weight, low, high in limits]
+        return [float(min(max(scale * weight, low), high)) for weight, low, high in limits]
 
     below, above = 0.0, max(high / weight for weight, high in zip(weights, upper, strict=True))
     for _ in range(200):

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from heterodox.core.rng import Streams
+
 
 class Masks:
     """Boolean masks over named matrices. `flat` holds all of them end to end, `views` each in its matrix's shape."""
@@ -33,6 +35,13 @@ class Masks:
         """Views of a flat vector, by name, in the shapes of the matrices."""
         pieces = flat.split(self.sizes)
         return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
+
+    def draw(self, counts: Iterable[int], streams: Streams) -> None:
+        """Draw each layer's mask at random, with so many connections."""
+        for (name, view), count in zip(self.views.items(), counts, strict=True):
+            drawn = torch.rand(view.shape, generator=streams.generator("rule", "mask", name))
+            kept = drawn.flatten().topk(count).indices.to(view.device)
+            view.view(-1).fill_(False)[kept] = True
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The matrices' entries end to end, as a new vector; zeros for those that `tensors` lacks."""

@@ -1,5 +1,6 @@
 """What the log is told of masks."""
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,3 +44,10 @@ def mask_row(update: "Sparse", before: Tensor | None) -> dict[str, Any]:
         "search_seconds": update.search_seconds,
         "layers": layers,
     }
+
+
+def now(like: Tensor) -> float:
+    """Seconds on a clock, when the device that holds `like` has done what it was asked."""
+    if like.is_cuda:
+        torch.cuda.synchronize(like.device)
+    return time.perf_counter()

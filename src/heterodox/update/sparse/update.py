@@ -13,7 +13,6 @@ Kernels are dense: a mask saves no time here. `flops` counts what is carried out
 masked weights cost nothing. Reference for the family: Evci et al., "Rigging the lottery", ICML 2020.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,7 +31,7 @@ from heterodox.update.sparse.distribution import Distribution
 from heterodox.update.sparse.layers import choose_layers
 from heterodox.update.sparse.masks import Masks
 from heterodox.update.sparse.newborn import BurnIn, Initial, Nursery, first_values
-from heterodox.update.sparse.record import agree, mask_row
+from heterodox.update.sparse.record import agree, mask_row, now
 from heterodox.update.sparse.topology import Change, Sight, Topology
 
 
@@ -90,10 +89,7 @@ class Sparse:
         self.masks = Masks({name: parameter.shape for name, parameter in chosen.items()}, device)
         self.topology.connect(services, self.masks)
         counts = self.topology.start(self.masks, self.sparsity, self.distribution)
-        for (name, view), count in zip(self.masks.views.items(), counts, strict=True):
-            drawn = torch.rand(view.shape, generator=services.streams.generator("rule", "mask", name))
-            kept = drawn.flatten().topk(count).indices.to(device)
-            view.view(-1).fill_(False)[kept] = True
+        self.masks.draw(counts, services.streams)
         self.ever = self.masks.flat.clone()
         self._count(sum(counts), chosen)
 
@@ -118,7 +114,8 @@ class Sparse:
         self._signal = None
         if self.topology.wants_signal and self._due(self.step + 1):
             self._signal = self.masks.join({name: grads[name] for name in names})
-        torch._foreach_mul_([grads[name] for name in names], [self._factors[name] for name in names])
+        if names:
+            torch._foreach_mul_([grads[name] for name in names], [self._factors[name] for name in names])
         self._selected = True
 
     @torch.no_grad()
@@ -141,9 +138,10 @@ class Sparse:
         schedule = self.topology.schedule
         return schedule is not None and self.run_steps is not None and schedule.due(step, self.run_steps)
 
+    @torch.no_grad()
     def _event(self, parameters: Mapping[str, nn.Parameter], scale: float) -> None:
         """Let the topology change the mask."""
-        began = _now(self.masks.flat)
+        began = now(self.masks.flat)
         masks = self.masks
         weights = masks.join({name: parameters[name] for name in masks.names})
         sight = Sight(
@@ -165,13 +163,14 @@ class Sparse:
         if self.window is not None:
             self._report.cost, self.window.cost = self.window.cost, Cost()
         agree(self.comm, masks)
-        seconds = _now(masks.flat) - began
+        seconds = now(masks.flat) - began
         self.search_seconds += seconds
         self._report.events += [
             mask_row(self, before) | (change.told if change else {}) | {"event_seconds": seconds},
             *(change.events if change else []),
         ]
 
+    @torch.no_grad()
     def _rewire(self, change: Change, sight: Sight, parameters: Mapping[str, nn.Parameter]) -> None:
         """Take over a new mask: what goes becomes zero and is forgotten, what comes starts its life."""
         masks = self.masks
@@ -184,7 +183,8 @@ class Sparse:
         for name, values in masks.split(fresh).items():
             parameters[name].copy_(values)
         for name, entries in masks.split(turned).items():
-            self.around.forget(name, entries)
+            if entries.any():
+                self.around.forget(name, entries)
         self.ever |= masks.flat
         self.nursery.fill(masks, grown)
         self._count(sum(masks.counts()), parameters)
@@ -235,12 +235,7 @@ class Sparse:
         self._count(active, self._factors)
         self.step, self.num_events = tree["step"], tree["events"]
         self.search_seconds = tree["search_seconds"]
+        self._begun = []
         self.nursery.load_state(tree["newborn"])
         self.around.load_state(tree["around"])
         self.topology.load_state(tree["topology"])
-
-
-def _now(like: Tensor) -> float:
-    if like.is_cuda:
-        torch.cuda.synchronize(like.device)
-    return time.perf_counter()

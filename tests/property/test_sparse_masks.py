@@ -18,8 +18,8 @@ from heterodox.update.sparse.sparsae.swaps import apply_swap, most, pools, swap
 from tests.tiny import tiny_batch
 from tests.tiny_sparse import masked_entries, options, sparse_learner
 
-few = settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
-fewer = settings(few, max_examples=15)
+few = settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+fewer = settings(few, max_examples=8)
 
 sides = st.integers(1, 12)
 shapes = st.lists(st.tuples(sides, sides), min_size=1, max_size=6).map(
