@@ -27,6 +27,7 @@ class SparseLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
             csr = weight.detach().to_sparse_csr()
             rows, columns = csr.crow_indices().int(), csr.col_indices().int()
             self.weight = torch.sparse_csr_tensor(rows, columns, csr.values(), csr.shape)

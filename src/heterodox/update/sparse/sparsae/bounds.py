@@ -46,10 +46,11 @@ class Bounds:
     def __init__(self, options: BoundsOptions, sizes: list[int], sparsity: float) -> None:
         self.options = options
         self.sizes = sizes
-        self.upper = [math.floor((1 - options.min_sparsity) * size + 1e-9) for size in sizes]
         self.lower = [max(1, math.ceil((1 - options.max_sparsity) * size - 1e-9)) for size in sizes]
-        most = min(sparsity + options.cap, 1.0)
-        self._floor = [max(1, math.ceil((1 - most) * size - 1e-9)) for size in sizes]
+        most = [math.floor((1 - options.min_sparsity) * size + 1e-9) for size in sizes]
+        self.upper = [max(low, high) for low, high in zip(self.lower, most, strict=True)]  # at least one in each
+        cap = min(sparsity + options.cap, 1.0)
+        self._floor = [max(1, math.ceil((1 - cap) * size - 1e-9)) for size in sizes]
         self.dead = [0] * len(sizes)
 
     def note(self, activities: list[float]) -> list[int]:

@@ -121,6 +121,10 @@ class Generation:
         return winner["candidate"]
 
 
-def loggable(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with null for numbers that are not finite, which JSON does not know."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+def loggable(value: Any) -> Any:
+    """`value` with null for every number that is not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: loggable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [loggable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
