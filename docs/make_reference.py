@@ -45,6 +45,9 @@ def tables() -> typing.Iterator[str]:
             chosen = " (default)" if isinstance(fields[slot].default, config) else ""
             options = [row for row in rows(config, f"{slot}.") if row[0] != f"{slot}.name"]
             yield from table(f"`{slot}: {catalog.part_name(part)}`{chosen}", options)
+    for part in catalog.PARTS["topology"]:
+        options = [row for row in rows(catalog.part_config(part), "update.topology.") if row[0][-5:] != ".name"]
+        yield from table(f"`update.topology: {catalog.part_name(part)}`", options)
     for key in ("run", "log", "tuning"):
         model = section(fields[key].annotation)
         assert model is not None
@@ -70,7 +73,8 @@ def rows(model: type[BaseModel], prefix: str, given: BaseModel | None = None) ->
 def section(annotation: typing.Any) -> type[BaseModel] | None:
     """The section that a field holds, if it is one."""
     candidates = [annotation, *typing.get_args(annotation)]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+    return found[0] if len(found) == 1 else None
 
 
 def table(title: str, listed: list[Row]) -> typing.Iterator[str]:
@@ -104,6 +108,8 @@ def spell(annotation: typing.Any) -> str:
         return " \\| ".join(spell(argument) for argument in arguments)
     if annotation is type(None):
         return "null"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and "name" in annotation.model_fields:
+        return f"`{annotation.model_fields['name'].default}`"
     if section(annotation) is not None:
         return "section"
     name = (origin or annotation).__name__
@@ -115,6 +121,7 @@ def shown(default: typing.Any) -> str:
         return "required"
     if default is None or isinstance(default, bool):
         return {None: "null", True: "true", False: "false"}[default]
+    default = getattr(default, "name", default)
     return f"`{default}`" if default != "" else ""
 
 

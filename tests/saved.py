@@ -28,4 +28,4 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 def timeless(folder: Path) -> list[dict[str, Any]]:
     """The run's metrics without the seconds that they took."""
     rows = read_rows(folder / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]

@@ -21,13 +21,13 @@ from heterodox.data.corpus import File, Grammar, HuggingFace, Stdlib
 from heterodox.data.tokenizer import BPE, Byte, Char, TokenizerFile
 from heterodox.learner import Gradient
 from heterodox.model import GPT
-from heterodox.objective import CrossEntropy
+from heterodox.objective import CrossEntropy, SelfDistillation
 from heterodox.rating import Uniform
-from heterodox.update import SGD, AdamW
+from heterodox.update import SET, SGD, AdamW, Magnitude, RigL, Sparsae, Sparse, Static
 
 PARTS: dict[str, tuple[type, ...]] = {
     "model": (GPT, model.Equilibrium),
-    "objective": (CrossEntropy,),
+    "objective": (CrossEntropy, SelfDistillation),
     "rating": (Uniform,),
     "credit": (
         Backprop,
@@ -41,7 +41,8 @@ PARTS: dict[str, tuple[type, ...]] = {
         credit.Implicit,
         MetaCritic,
     ),
-    "update": (SGD, AdamW),
+    "update": (SGD, AdamW, Sparse),
+    "topology": (Static, Magnitude, SET, RigL, Sparsae),
     "learner": (Gradient,),
     "corpus": (Stdlib, File, HuggingFace, Grammar),
     "tokenizer": (Byte, Char, BPE, TokenizerFile),

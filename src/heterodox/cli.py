@@ -99,7 +99,7 @@ def compare(
 
 @app.command()
 def generate(
-    run: RunArgument,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a file in sparse format.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 300,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
@@ -142,17 +142,25 @@ def probe(
 @app.command()
 def export(
     run: RunArgument,
-    form: Annotated[str, typer.Option("--format", help="safetensors, or gpt2 (for transformers).")] = "safetensors",
-    out: Annotated[Path | None, typer.Option(help="Default: export.safetensors or gpt2/ in the run folder.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="safetensors, gpt2 (for transformers), or sparse.")
+    ] = "safetensors",
+    out: Annotated[
+        Path | None, typer.Option(help="Default: export.safetensors, gpt2/ or sparse.safetensors in the run.")
+    ] = None,
     checkpoint: CheckpointOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's model in another program's format."""
+    from heterodox.log.console import sparse_size
     from heterodox.run.export import export_run
+    from heterodox.run.sparse_file import describe_sparse
 
-    default = run / ("export.safetensors" if form == "safetensors" else form)
+    default = run / {"safetensors": "export.safetensors", "sparse": "sparse.safetensors"}.get(form, form)
     written = export_run(run, form, out or default, checkpoint)
-    _answer({"format": form, "path": str(written)}, f"wrote {written}", as_json)
+    about = describe_sparse(written) if form == "sparse" else {}
+    said = f"wrote {written}" + (f": {sparse_size(about)}" if about else "")
+    _answer({"format": form, "path": str(written)} | about, said, as_json)
 
 
 @app.command()

@@ -51,10 +51,12 @@ def _options(section: type[BaseModel], prefix: str = "") -> Iterator[dict[str, A
     """Name, type, default and description of every option, those of the sections within included."""
     for key, field in section.model_fields.items():
         inner = _section(field.annotation)
+        default = "(required)" if field.is_required() else field.default
+        given = isinstance(default, BaseModel)
         yield {
             "name": prefix + key,
-            "type": "section | None" if inner else _type_name(field.annotation),
-            "default": "(required)" if field.is_required() else field.default,
+            "type": ("section" if given else "section | None") if inner else _type_name(field.annotation),
+            "default": getattr(default, "name", "") if given else default,
             "description": field.description or "",
         }
         if inner:
@@ -62,9 +64,10 @@ def _options(section: type[BaseModel], prefix: str = "") -> Iterator[dict[str, A
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that an option holds, if it may hold one."""
+    """The section that an option holds, if it may hold one, and no other."""
     candidates = (annotation, *get_args(annotation))
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+    return found[0] if len(found) == 1 else None
 
 
 def _manifest(part: type) -> dict[str, str]:
@@ -94,4 +97,6 @@ def _type_name(annotation: Any) -> str:
         return " | ".join(map(_type_name, arguments))
     if annotation is type(None):
         return "None"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and "name" in annotation.model_fields:
+        return annotation.model_fields["name"].default
     return getattr(origin or annotation, "__name__", str(annotation))

@@ -10,6 +10,24 @@ from tests.tiny import tiny_recipe
 
 LEARNING_RATES = {"sgd": 0.5, "adamw": 1e-2}
 
+SPARSE = {"name": "sparse", "sparsity": 0.4, "burn_in": {"steps": 1}}
+SPARSAE = {
+    "name": "sparsae", "every": 2, "until": 1.0, "children": 2, "mutation": 0.1, "micro_batch": 8,
+    "reset": {"batch": 8}, "bounds": {"min_sparsity": 0.1},
+}  # fmt: skip
+UPDATE_VARIANTS: dict[str, dict[str, Any]] = {
+    "sparse": SPARSE | {"topology": {"name": "rigl", "every": 2, "until": 1.0}},
+    "sparse static": SPARSE | {"topology": {"name": "static"}},
+    "sparse magnitude": SPARSE | {"topology": {"name": "magnitude", "every": 2, "until": 1.0}},
+    "sparse set": SPARSE | {"topology": {"name": "set", "every": 2, "until": 1.0}, "new_weights": "small"},
+    "sparse sparsae": SPARSE | {"topology": SPARSAE | {"reset": {"batch": 8, "probability": 0.3}}},
+    "sparse sparsae literal": SPARSE | {
+        "topology": SPARSAE | {"judge": "at_once", "drop": "uniform", "grow": "uniform", "selection": "random"},
+        "new_weights": "he", "around": {"name": "sgd", "momentum": 0.9},
+    },
+}  # fmt: skip
+"""Updates at other options than their defaults, and those that need some at this size."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "feedback_alignment orthogonal": {"name": "feedback_alignment", "feedback": "orthogonal", "feedback_std": 0.05},
     "feedback_alignment orthogonal_he": {"name": "feedback_alignment", "feedback": "orthogonal_he"},
@@ -71,12 +89,14 @@ def recipe_of(credit: str, update: str, **sections) -> Recipe:
 
     The equilibrium model has no dropout.
     """
-    rate = {"lr": LEARNING_RATES.get(update, 1e-2)}
+    changed = UPDATE_VARIANTS.get(update, {"name": update})
+    inner = changed.get("around", {}).get("name", "adamw") if update in UPDATE_VARIANTS else update
+    rate = {"lr": LEARNING_RATES.get(inner, 1e-2) / (5 if "around" in changed else 1)}
     if credit in OWN_MODELS:
         given = {key: value for key, value in sections.pop("model", {}).items() if key != "dropout"}
         sections["model"] = OWN_MODELS[credit] | given
     rule = VARIANTS.get(credit, {"name": credit}) | OWN_OPTIONS.get(credit, {})
-    return tiny_recipe(credit=rule, update={"name": update} | rate, **sections)
+    return tiny_recipe(credit=rule, update=changed | rate, **sections)
 
 
 def runs(credit: str, update: str) -> bool:
@@ -89,4 +109,9 @@ def runs(credit: str, update: str) -> bool:
 
 
 RUNNING_PAIRS = [pair for pair in PAIRS if runs(*pair)]
-RESUMING_PAIRS = RUNNING_PAIRS + [(variant, "adamw") for variant in REMEMBERING]
+RESUMING_PAIRS = [
+    *RUNNING_PAIRS,
+    *((variant, "adamw") for variant in REMEMBERING),
+    *(("backprop", variant) for variant in UPDATE_VARIANTS if variant != "sparse"),
+    ("direct_feedback", "sparse sparsae"),
+]

@@ -15,7 +15,7 @@ from heterodox.core.rng import Streams
 from heterodox.recipe import Recipe
 from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.train import train
-from tests.conformance.combinations import ON_GPT, UPDATES, VARIANTS, recipe_of
+from tests.conformance.combinations import ON_GPT, UPDATES, VARIANTS, recipe_of, runs
 from tests.saved import assert_same_bits, tensors
 from tests.switches import ALL_AT_ONCE
 
@@ -77,6 +77,10 @@ def check(model: dict[str, Any], credit: str, update: str) -> None:
     sections = {"model": model | {"layers": 2, "width": WIDTH}, "run": run | {"warmup_steps": 0}}
     if not valid(model):
         with pytest.raises(RecipeError, match=r"\Amodel.*\Z"):  # one line that names the section
+            recipe_of(credit, update, **sections)
+        return
+    if not runs(credit, update):
+        with pytest.raises(RecipeError, match=r"\Aupdate .*\Z"):
             recipe_of(credit, update, **sections)
         return
     with tempfile.TemporaryDirectory() as folder:

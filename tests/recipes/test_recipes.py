@@ -22,6 +22,15 @@ def test_reads_and_trains_three_steps(path, tmp_path):
     short = ["run.budget.steps=3", "run.warmup_steps=0", "run.probe_every=2", "run.sampling.tokens=4"]
     if path.parent.name == "scale":
         smaller += ["data.tokenizer.name=byte", "model.heads=4", "model.context=32"]
+    changed = load_recipe(path, [f"data.path={text}"])
+    if changed.update.name == "sparse":
+        short += ["update.burn_in.steps=0"]
+        if changed.update.topology.name != "static":
+            short += ["update.topology.every=1", "update.topology.until=1"]
+        if changed.update.topology.name == "sparsae":
+            short += ["update.topology.mutation=0.1"]
+    if changed.objective.name == "self_distillation":
+        short += ["objective.warmup_steps=1"]
     recipe = load_recipe(path, [f"data.path={text}", *smaller, *short])
     assert recipe.name == path.stem
     assert recipe.description

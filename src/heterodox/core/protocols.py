@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from heterodox.core.comm import Comm
 from heterodox.core.state import Stateful, Tree
-from heterodox.core.types import Batch, Diagnosis, Origin, Signal
+from heterodox.core.types import Batch, Cost, Diagnosis, Origin, Signal, UpdateReport
 
 
 @dataclass(frozen=True)
@@ -135,13 +134,6 @@ class Credit(Stateful, Protocol):
 
 
 @runtime_checkable
-class Collective(Protocol):
-    """A credit rule that itself exchanges tensors with the other ranks within a step; the learner hands it `comm`."""
-
-    comm: Comm
-
-
-@runtime_checkable
 class Remarking(Protocol):
     """A credit rule with more to declare than an origin for each parameter."""
 
@@ -156,6 +148,87 @@ class Update(Stateful, Protocol):
 
     def apply(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float) -> None:
         """Move in place each parameter that `grads` names; `scale` multiplies the learning rate."""
+        ...
+
+
+@runtime_checkable
+class ForgetfulUpdate(Update, Protocol):
+    """An update that can be told that some entries of a parameter begin anew."""
+
+    def forget(self, name: str, entries: Bool[Tensor, "*shape"]) -> None:
+        """Drop what is remembered of these entries: they are as if they had never had a gradient."""
+        ...
+
+
+@runtime_checkable
+class Window(Protocol):
+    """A look at the model with other weights, on batches of one's own. It leaves no trace in model, rule or RNG.
+
+    `weights` replaces parameters by name; those that it lacks are as they are. Dropout is off. Losses and signals are
+    means over the ranks, for plain cross-entropy. `cost` is what has been consumed since it was last set to `Cost()`.
+    """
+
+    cost: Cost
+
+    def loss(self, batch: Batch, weights: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """Cross-entropy in nats per token."""
+        ...
+
+    def signal(self, batch: Batch, weights: Mapping[str, Tensor]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Cross-entropy, and the credit rule's signal by parameter name."""
+        ...
+
+
+@runtime_checkable
+class StructuralUpdate(Update, Protocol):
+    """An update that decides which weights there are, not only how they move.
+
+    `search_seconds` is what changing the structure has taken so far.
+    """
+
+    search_seconds: float
+
+    def watch(self, window: Window) -> None:
+        """Be handed the window to look through; called once, after `connect`."""
+        ...
+
+    def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Bring freshly drawn weights into the structure; not called when a run is resumed."""
+        ...
+
+    def select(self, grads: Mapping[str, Tensor]) -> None:
+        """See the mean signal before it is clipped, and zero in place what must not move."""
+        ...
+
+    def report(self) -> UpdateReport:
+        """What the last `apply` consumed and did besides moving weights; asked for once a step."""
+        ...
+
+    @property
+    def num_masked(self) -> int:
+        """Weights that are held at zero."""
+        ...
+
+    @property
+    def saw_dense(self) -> bool:
+        """Whether the last `select` needed the signal of masked weights, too."""
+        ...
+
+
+@runtime_checkable
+class EvolvingObjective(Objective, Protocol):
+    """An objective that changes as the model learns."""
+
+    def begin(self) -> None:
+        """Take the model as it is before the first step; not called when a run is resumed."""
+        ...
+
+    def cost(self, batch: Batch) -> Cost:
+        """What its `losses` consume for a batch, beyond the model's own logits."""
+        ...
+
+    def advance(self) -> dict[str, Tensor]:
+        """Follow the model after a step; what there is to log of the step."""
         ...
 
 

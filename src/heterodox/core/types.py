@@ -1,7 +1,7 @@
 """The values that pass between the slots."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -47,14 +47,23 @@ class Batch:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step consumed. Multiply–adds count as two FLOPs; elementwise work is not counted."""
+    """What a step consumed. Multiply–adds count as two FLOPs; elementwise work is not counted.
+
+    Of `flops`, which dense kernels carry out, `masked_flops` multiply weights that a mask holds at zero.
+    """
 
     tokens: int = 0
     meta_tokens: int = 0
     flops: int = 0
+    masked_flops: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.tokens + other.tokens, self.meta_tokens + other.meta_tokens, self.flops + other.flops)
+        return Cost(
+            self.tokens + other.tokens,
+            self.meta_tokens + other.meta_tokens,
+            self.flops + other.flops,
+            self.masked_flops + other.masked_flops,
+        )
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,18 @@ class Signal:
 
 
 @dataclass
+class UpdateReport:
+    """What an update that does more than move weights has to tell of a step.
+
+    `events` are rows for the log; each has a `kind` of its own.
+    """
+
+    cost: Cost = Cost()
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
 class StepReport:
     """What one learner step tells the trainer. Tensors stay on the device until somebody logs them."""
 
@@ -106,3 +127,4 @@ class StepReport:
     alignment: Alignment | None = None
     probe_seconds: float = 0.0
     limits: dict[str, Limit] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)

@@ -11,14 +11,26 @@ from torch.nn.utils import get_total_norm
 
 from heterodox.core import config
 from heterodox.core.comm import Comm
-from heterodox.core.protocols import Collective, Credit, LanguageModel, Objective, Rating, Update
+from heterodox.core.protocols import (
+    Credit,
+    EvolvingObjective,
+    LanguageModel,
+    Objective,
+    Rating,
+    StructuralUpdate,
+    Update,
+)
 from heterodox.core.state import Tree
-from heterodox.core.types import Alignment, Batch, Signal, StepReport
+from heterodox.core.types import Alignment, Batch, Cost, Signal, StepReport, UpdateReport
+from heterodox.learner.window import ModelWindow
 from heterodox.probe.alignment import alignment, exact_gradients
 
 
 class Gradient:
-    """One step: `batch → rating.weights → credit.signal → comm.mean → clip → update.apply`."""
+    """One step: `batch → rating.weights → credit.signal → comm.mean → clip → update.apply`.
+
+    An update that decides which weights there are selects from the signal before the clip.
+    """
 
     class Config(config.Config):
         name: Literal["gradient"] = "gradient"
@@ -55,8 +67,29 @@ class Gradient:
         self.comm = comm
         self.clip = clip
         self._parameters = dict(model.named_parameters())
-        if isinstance(credit, Collective):
-            credit.comm = comm
+        outside = model.embedding_names | model.readout_names
+        self._num_multiplying = sum(p.numel() for n, p in self._parameters.items() if p.ndim == 2 and n not in outside)
+        self._structure = update if isinstance(update, StructuralUpdate) else None
+        self._evolving = objective if isinstance(objective, EvolvingObjective) else None
+        if self._structure:
+            self._structure.watch(ModelWindow(model, credit, comm))
+
+    def begin(self) -> None:
+        """Bring a freshly drawn model to where the parts start from; a resumed run does not begin."""
+        if self._structure:
+            self._structure.begin(self._parameters)
+        if self._evolving:
+            self._evolving.begin()
+
+    @property
+    def num_masked(self) -> int:
+        """Weights that the update holds at zero."""
+        return self._structure.num_masked if self._structure else 0
+
+    @property
+    def search_seconds(self) -> float:
+        """What changing the update's structure has taken, of the seconds of training."""
+        return self._structure.search_seconds if self._structure else 0.0
 
     def step(
         self, batch: Batch, *, lr_scale: float = 1.0, probe: bool = False, dropout_seed: int | None = None
@@ -71,9 +104,30 @@ class Gradient:
         signal = self.credit.signal(self.model, batch, weights, self.objective)
         self.comm.mean_([*_tensors(signal), signal.loss, *signal.metrics.values()])
         compared, seconds = self._compare(signal, batch, weights, dropout_seed) if probe else (None, 0.0)
+        if self._structure:
+            self._structure.select(signal.grads)
         norm = _clip(signal, self.clip)
+        cost = signal.cost + self._spared(signal.cost.flops, batch)
         self.update.apply(self._parameters | signal.own_parameters, signal.grads | signal.own_grads, lr_scale)
-        return StepReport(signal.loss, norm, signal.cost, signal.metrics, compared, seconds, signal.limits)
+        told = self._structure.report() if self._structure else UpdateReport()
+        if self._evolving:
+            cost += self._evolving.cost(batch)
+            told.metrics |= self._evolving.advance()
+        report = StepReport(signal.loss, norm, cost + told.cost, signal.metrics | told.metrics, compared, seconds)
+        report.limits, report.events = signal.limits, told.events
+        return report
+
+    def _spared(self, flops: int, batch: Batch) -> Cost:
+        """The FLOPs among a rule's that multiply masked weights, by their share in a forward pass.
+
+        Where the update needs the signal of masked weights too, the third of it that makes weight gradients is dense.
+        """
+        if not self.num_masked or self._structure is None:
+            return Cost()
+        forward = self.model.forward_flops(*batch.inputs.shape)
+        masked = forward.linear * min(self.num_masked / self._num_multiplying, 1.0)
+        share = masked / forward.total * (2 / 3 if self._structure.saw_dense else 1)
+        return Cost(masked_flops=round(share * flops))
 
     def _compare(
         self, signal: Signal, batch: Batch, weights: Tensor, dropout_seed: int | None

@@ -86,6 +86,15 @@ def training_summary(summary: Mapping[str, Any], folder: Path) -> str:
     )
 
 
+def sparse_size(about: Mapping[str, Any]) -> str:
+    """How large an exported sparse model is, and what has been left out of it."""
+    return (
+        f"{units.size(about['bytes'])} against {units.size(about['dense_bytes'])} dense, "
+        f"{about['connections']:,} of {about['places']:,} connections, "
+        f"{about['dead_units']} of {about['units']} hidden units were dead"
+    )
+
+
 def alignment_table(report: Sequence[Mapping[str, Any]]) -> Table:
     """Cosine, norm ratio and sign agreement per parameter."""
     table = Table()

@@ -75,7 +75,7 @@ def loss_chart(
     )
     layers = alt.layer(band, thin, line, *_references(y_scale), ends, dots)
     chart = layers.properties(width="container", height=400, description=f"Validation loss against {TITLES[cost]}")
-    return _plain(chart.add_params(shown, zoom))
+    return plain(chart.add_params(shown, zoom))
 
 
 def final_chart(recipes: Sequence[str], ordered: Sequence[str], losses: Span) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def final_chart(recipes: Sequence[str], ordered: Sequence[str], losses: Span) ->
     chart = alt.layer(lines, labels, bars, ticks, dots).properties(
         width="container", height=ROW * len(ordered), description="Final validation loss of each recipe"
     )
-    return _plain(chart)
+    return plain(chart)
 
 
 def alignment_chart(measure: str, norm_bound: float) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def alignment_chart(measure: str, norm_bound: float) -> dict[str, Any]:
     between = cells.transform_filter("datum.first").mark_rule(strokeWidth=1, opacity=0.8)
     chart = alt.layer(map_, between.encode(y=alt.Y("parameter:N", sort=order, bandPosition=0)))
     chart = chart.properties(width="container", description=f"{title} with the exact gradient")
-    return _plain(chart)
+    return plain(chart)
 
 
 def monitor_chart() -> dict[str, Any]:
@@ -150,7 +150,7 @@ def monitor_chart() -> dict[str, Any]:
     lines = alt.Chart(alt.NamedData(name="monitor")).mark_line(strokeWidth=1.6)
     tooltip = ["part:N", "step:Q", alt.Tooltip("value:Q", format=".4g")]
     chart = lines.encode(x=x, y=y, color=color, tooltip=tooltip)
-    return _plain(chart.properties(width="container", height=300, description="What the rule reports of itself"))
+    return plain(chart.properties(width="container", height=300, description="What the rule reports of itself"))
 
 
 def _references(scale: alt.Scale) -> tuple[alt.Chart, alt.Chart]:
@@ -166,7 +166,7 @@ def _axis(title: str) -> alt.Axis:
     return alt.Axis(title=title, labelExpr=label, labelOverlap="greedy", labelSeparation=8, tickCount=6, grid=False)
 
 
-def _plain(chart: alt.TopLevelMixin) -> dict[str, Any]:
+def plain(chart: alt.TopLevelMixin) -> dict[str, Any]:
     """The specification without Altair's own configuration and without the address of its schema."""
     spec = chart.to_dict()
     return {key: value for key, value in spec.items() if key not in ("$schema", "config", "datasets")}

@@ -17,6 +17,8 @@ from heterodox.report import context, units
 from heterodox.report.alignment import MEASURES, alignment, norm_bound
 from heterodox.report.charts import alignment_chart, final_chart, loss_chart, monitor_chart
 from heterodox.report.curves import COSTS, curves, finals, span
+from heterodox.report.mask_charts import course_chart, decision_chart, density_chart
+from heterodox.report.masks import COURSES, mask_courses, mask_table, masks
 from heterodox.report.monitor import monitor
 from heterodox.report.origins import origins
 from heterodox.report.palette import styles
@@ -59,6 +61,11 @@ def render(study: Study) -> str:
     alignments = alignment(study)
     data = curves(study) | finals(study, rows) | {"references": references}
     charts = _charts(study, data, colours, [row["recipe"] for row in ordered if row["val_loss"]])
+    masked = masks(study)
+    if masked:
+        data |= mask_courses(study) | {"zero": [{"change": 0}]}
+        charts |= {"masks/density": density_chart(), "masks/decisions": decision_chart(study.recipes)}
+        charts |= {f"masks/{name}": course_chart(name, study.recipes) for name in COURSES}
     charts |= {f"alignment/{name}": alignment_chart(name, norm_bound(alignments)) for name in MEASURES}
     monitored = monitor(study)
     if monitored:
@@ -80,6 +87,9 @@ def render(study: Study) -> str:
         measures=MEASURES,
         monitored=monitored,
         origins=origins(study),
+        masks=mask_table(study),
+        searched=bool(data.get("decisions")),
+        courses=COURSES,
         samples=context.samples(study),
         recipes=recipes(study),
         page=_json(
@@ -89,6 +99,7 @@ def render(study: Study) -> str:
                 "data": data,
                 "alignment": alignments,
                 "monitored": monitored,
+                "masks": masked,
             }
         ),
         library=_library(),

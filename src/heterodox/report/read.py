@@ -21,8 +21,8 @@ RUN_FILES = ("summary.json", "metrics.jsonl", "recipe.yaml")
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe at one seed. `evals`, `probes` and `steps` (of training) are rows of metrics.jsonl, one per step, in
-    order.
+    """One recipe at one seed. `evals`, `probes`, `steps` (of training) and `masks` are rows of metrics.jsonl, one per
+    step, in order. `candidates` are those of a search for masks, all of them.
     """
 
     recipe: str
@@ -36,6 +36,8 @@ class Run:
     probes: list[dict[str, Any]] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    masks: list[dict[str, Any]] = field(default_factory=list)
+    candidates: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -57,21 +59,28 @@ def read_run(folder: Path, notes: list[str], row: dict[str, Any] | None = None) 
         notes.append(f"{name}, {row['warnings'][-1]} ({len(row['warnings'])} such warnings in all).")
     manifest = read_json(folder / "manifest.json", dict) if (folder / "manifest.json").is_file() else {}
     samples = read_json(folder / "samples.json", list) if (folder / "samples.json").is_file() else []
-    evals, probes, steps = _metrics(folder / "metrics.jsonl", name, notes)
+    rows = _metrics(folder / "metrics.jsonl", name, notes)
     seed = re.fullmatch(r"seed-(\d+)", folder.name)
     seed = row.get("seed", config.get("seed", int(seed[1]) if seed else 0))
     recipe = str(row.get("recipe") or config.get("name") or folder.parent.name)
     credit = row.get("credit") or manifest.get("credit") or config.get("credit")
     credit = credit.get("name") if isinstance(credit, dict) else credit
     summary = row | {"seed": seed, "credit": credit}
-    return Run(recipe, seed, summary, folder, config, text, manifest, evals, probes, steps, samples)
+    evals, probes, steps, masks = ([found[key] for key in sorted(found)] for found in rows[:4])
+    candidates = [rows[4][key] for key in sorted(rows[4])]
+    return Run(recipe, seed, summary, folder, config, text, manifest, evals, probes, steps, samples, masks, candidates)
 
 
-def _metrics(path: Path, name: str, notes: list[str]) -> tuple[list[dict], list[dict], list[dict]]:
-    """Evaluation, probe and training rows by step. A step logged again after a resume replaces its first row."""
+def _metrics(path: Path, name: str, notes: list[str]) -> tuple[dict, dict, dict, dict, dict]:
+    """Rows of evaluations, probes, training and masks by step, and of candidates by step and number.
+
+    A step logged again after a resume replaces its first row.
+    """
     evals: dict[int, dict] = {}
     probes: dict[int, dict] = {}
     steps: dict[int, dict] = {}
+    masks: dict[int, dict] = {}
+    candidates: dict[tuple[int, int], dict] = {}
     meta_tokens = 0
     for row in _lines(path, name, notes):
         step = row.get("step", 0)
@@ -82,8 +91,11 @@ def _metrics(path: Path, name: str, notes: list[str]) -> tuple[list[dict], list[
             evals[step] = {"meta_tokens": meta_tokens} | row
         elif row.get("kind") == "probe":
             probes[step] = row
-    evals_, probes_, steps_ = ([rows[step] for step in sorted(rows)] for rows in (evals, probes, steps))
-    return evals_, probes_, steps_
+        elif row.get("kind") == "mask":
+            masks[step] = row
+        elif row.get("kind") == "candidate":
+            candidates[step, row.get("candidate", 0)] = row
+    return evals, probes, steps, masks, candidates
 
 
 def _lines(path: Path, name: str, notes: list[str]) -> Iterator[dict[str, Any]]:

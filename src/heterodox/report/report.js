@@ -78,6 +78,21 @@
     return draw("chart-monitor", "monitor", { monitor: rows });
   }
 
+  function drawMasks() {
+    if (!document.getElementById("chart-density")) return;
+    const form = new FormData(document.querySelector("#masks form"));
+    const found = page.masks[form.get("recipe")];
+    const cells = found.layers.flatMap((layer, row) =>
+      found.steps.map((step, column) => ({ layer, row, step, density: found.density[row][column] })));
+    const { courses, decisions, zero } = page.data;
+    const drawn = [
+      draw("chart-density", "masks/density", { cells }, {}, { height: 15 * found.layers.length }, "canvas"),
+      draw("chart-course", `masks/${form.get("measure")}`, { courses }),
+    ];
+    if (document.getElementById("chart-decisions")) drawn.push(draw("chart-decisions", "masks/decisions", { decisions, zero }));
+    return Promise.all(drawn);
+  }
+
   function drawFinal() {
     if (!document.getElementById("chart-final")) return;
     const { finals, singles, references } = page.data;
@@ -85,7 +100,7 @@
   }
 
   async function drawAll() {
-    await Promise.all([drawFinal(), drawLoss(), drawAlignment(), drawMonitor()]);
+    await Promise.all([drawFinal(), drawLoss(), drawAlignment(), drawMonitor(), drawMasks()]);
     document.documentElement.dataset.ready = "true";
   }
 
@@ -98,6 +113,7 @@
   });
   document.querySelector("#alignment form")?.addEventListener("change", drawAlignment);
   document.querySelector("#monitor form")?.addEventListener("change", drawMonitor);
+  document.querySelector("#masks form")?.addEventListener("change", drawMasks);
   document.querySelectorAll("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
   darkScheme.addEventListener("change", drawAll);
   drawAll();

@@ -9,12 +9,16 @@ from heterodox.run.config import Budget, RunConfig
 
 @dataclass
 class Progress:
-    """Totals over all ranks; `seconds` are spent in training steps alone."""
+    """Totals over all ranks; `seconds` are spent in training steps alone.
+
+    `sparse_flops` are what `flops` would be if masked weights cost nothing.
+    """
 
     step: int = 0
     tokens: int = 0
     meta_tokens: int = 0
     flops: int = 0
+    sparse_flops: int = 0
     seconds: float = 0.0
 
     def advance(self, cost: Cost, ranks: int) -> None:
@@ -22,6 +26,7 @@ class Progress:
         self.tokens += cost.tokens * ranks
         self.meta_tokens += cost.meta_tokens * ranks
         self.flops += cost.flops * ranks
+        self.sparse_flops += (cost.flops - cost.masked_flops) * ranks
 
     def spent(self, budget: Budget) -> float:
         """The share of the budget that is gone; 1 or more: stop."""

@@ -14,8 +14,9 @@ from heterodox.core.config import Config
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.model import GPT
 from heterodox.run.load import TrainedRun, load_run
+from heterodox.run.sparse_file import write_sparse
 
-Format = Literal["safetensors", "gpt2"]
+Format = Literal["safetensors", "gpt2", "sparse"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 
@@ -24,6 +25,7 @@ def export_run(path: Path, form: str, out: Path, checkpoint: str | None = None) 
 
     - `safetensors`: one file of weights under heterodox's names, the resolved recipe in its metadata.
     - `gpt2`: a folder that `transformers.GPT2LMHeadModel.from_pretrained` opens, with the same logits.
+    - `sparse`: one file of masks and of the weights that they leave; see `sparse_file.py`.
     """
     if form not in FORMATS:
         raise RecipeError(f"there is no export format {form!r}; known: {', '.join(FORMATS)}")
@@ -36,7 +38,7 @@ def export_run(path: Path, form: str, out: Path, checkpoint: str | None = None) 
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        (_write_gpt2 if form == "gpt2" else _write_safetensors)(run, temporary)
+        {"gpt2": _write_gpt2, "safetensors": _write_safetensors, "sparse": _write_sparse}[form](run, temporary)
         (temporary if form == "gpt2" else temporary / "weights").rename(out)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {out}: {error}") from None
@@ -60,6 +62,10 @@ def _refuse_what_gpt2_lacks(config: Config) -> None:
 def _write_safetensors(run: TrainedRun, folder: Path) -> None:
     metadata = {"recipe": json.dumps(run.recipe.dump()), "step": str(run.step)}
     save_file(_weights(run), folder / "weights", metadata)
+
+
+def _write_sparse(run: TrainedRun, folder: Path) -> None:
+    write_sparse(run, folder / "weights")
 
 
 def _write_gpt2(run: TrainedRun, folder: Path) -> None:

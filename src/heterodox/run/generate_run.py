@@ -9,6 +9,7 @@ from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
 from heterodox.model import generate
 from heterodox.run.load import load_run
+from heterodox.run.sparse_file import read_sparse
 
 
 def generate_run(
@@ -26,11 +27,12 @@ def generate_run(
 ) -> str:
     """The text that the run's model puts behind `prompt`; `on_text` hears the prompt and each piece as it comes.
 
+    `path` is a run folder, or a file that `export --format sparse` wrote.
     Raises `RecipeError` for an empty prompt, `CorpusError` for one with characters that the tokenizer lacks.
     """
     if top_p is not None and not 0 < top_p <= 1:
         raise RecipeError(f"top-p is {top_p}, expected above 0 and at most 1")
-    run = load_run(path, checkpoint, device)
+    run = read_sparse(path, device) if path.is_file() else load_run(path, checkpoint, device)
     start = [int(token) for token in run.tokenizer.encode(prompt)]
     if not start:
         raise RecipeError("the prompt is empty; give --prompt at least one character")

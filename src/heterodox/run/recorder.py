@@ -57,6 +57,8 @@ class Recorder:
             self._last_finite = row
             if row["step"] % self.log_every == 0 or row["step"] == 1:
                 self.tell(row)
+            for event in report.events:
+                self.tell({"kind": event["kind"], "step": row["step"]} | event)
             if report.alignment is not None:
                 self.tell({"kind": "probe", "step": row["step"], "alignment": report.alignment})
 

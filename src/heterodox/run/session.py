@@ -175,6 +175,7 @@ def open_session(recipe: Recipe, comm: Comm, device: str) -> Session:
     model = build_model(recipe, dataset.tokenizer.vocab_size, device)
     supply = supply_of(recipe, dataset, streams, comm, device)
     learner = build_learner(recipe, model, comm, supply)
+    learner.begin()
     loader = supply("train", recipe.run.batch_size)
     session = Session(recipe, device, streams, comm, dataset, model, learner, loader)
     # Too short a split or a prompt that cannot be written shows here, before anything is.

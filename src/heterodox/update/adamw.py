@@ -3,14 +3,17 @@
     m ← β₁ m + (1−β₁) g,  v ← β₂ v + (1−β₂) g²,  w ← w − η λ w − η m̂ / (√v̂ + ε)
 
 Reference: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019. The arithmetic is PyTorch's own
-(fused where it has a kernel); the moments are kept by parameter name.
+(fused where it has a kernel); the moments are kept by parameter name. Where entries have been forgotten, each has an
+age of its own, and its bias is corrected by that: m̂ = m / (1 − β₁^age), v̂ = v / (1 − β₂^age).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Literal
 
 import torch
+from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
@@ -77,25 +80,65 @@ class AdamW:
         decayed = [name for name in grads if self._decays(name, parameters[name])]
         plain = [name for name in grads if not self._decays(name, parameters[name])]
         for names, weight_decay in ((decayed, self.weight_decay), (plain, 0.0)):
-            if not names:
-                continue
-            moments = [self._moments_of(name, parameters[name]) for name in names]
-            adamw(
-                [parameters[name] for name in names],
-                [grads[name] for name in names],
-                [m["first"] for m in moments],
-                [m["second"] for m in moments],
-                [],
-                [m["step"] for m in moments],
-                fused=True,
-                amsgrad=False,
-                beta1=self.betas[0],
-                beta2=self.betas[1],
-                lr=self.lr * scale,
-                weight_decay=weight_decay,
-                eps=self.eps,
-                maximize=False,
-            )
+            moments = {name: self._moments_of(name, parameters[name]) for name in names}
+            mixed = [name for name in names if moments[name]["step"].ndim]
+            for group, move in ((mixed, self._move_by_age), ([n for n in names if n not in mixed], self._move)):
+                if group:
+                    weights: list[Tensor] = [parameters[name] for name in group]
+                    first, second, steps = (
+                        [moments[name][kind] for name in group] for kind in ("first", "second", "step")
+                    )
+                    move(weights, [grads[n] for n in group], first, second, steps, self.lr * scale, weight_decay)
+
+    def _move(
+        self,
+        weights: list[Tensor],
+        grads: list[Tensor],
+        first: list[Tensor],
+        second: list[Tensor],
+        steps: list[Tensor],
+        lr: float,
+        weight_decay: float,
+    ) -> None:
+        adamw(
+            weights,
+            grads,
+            first,
+            second,
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
+
+    def _move_by_age(
+        self,
+        weights: list[Tensor],
+        grads: list[Tensor],
+        first: list[Tensor],
+        second: list[Tensor],
+        ages: list[Tensor],
+        lr: float,
+        weight_decay: float,
+    ) -> None:
+        """The same step where every entry has an age of its own."""
+        beta1, beta2 = self.betas
+        torch._foreach_add_(ages, 1)
+        torch._foreach_lerp_(first, grads, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+        size = list(torch._foreach_div(second, _correction(ages, beta2)))
+        torch._foreach_sqrt_(size)
+        torch._foreach_add_(size, self.eps)
+        torch._foreach_mul_(size, _correction(ages, beta1))
+        torch._foreach_mul_(weights, 1 - lr * weight_decay)
+        torch._foreach_addcdiv_(weights, first, size, -lr)
 
     def _decays(self, name: str, parameter: Tensor) -> bool:
         matrix = self.decay == "all" or parameter.ndim >= 2
@@ -110,6 +153,14 @@ class AdamW:
             }
         return self.moments[name]
 
+    @torch.no_grad()
+    def forget(self, name: str, entries: Bool[Tensor, "*shape"]) -> None:
+        if (moments := self.moments.get(name)) is not None:
+            moments["first"].masked_fill_(entries, 0)
+            moments["second"].masked_fill_(entries, 0)
+            ages = moments["step"].to(moments["first"].dtype)
+            moments["step"] = ages.expand_as(entries).masked_fill(entries, 0)
+
     def state(self) -> Tree:
         return {"moments": self.moments, "names": sorted(self.moments)}
 
@@ -117,3 +168,10 @@ class AdamW:
         saved = tree.get("moments", {})
         check_names(tree, [name for name, moments in saved.items() if moments.keys() >= MOMENTS], "moments of")
         self.moments = {name: dict(moments) for name, moments in saved.items()}
+
+
+def _correction(ages: list[Tensor], beta: float) -> list[Tensor]:
+    """1 − β^age of every entry."""
+    exponents = list(torch._foreach_mul(ages, math.log(beta) if beta else -math.inf))
+    torch._foreach_expm1_(exponents)
+    return list(torch._foreach_neg(exponents))

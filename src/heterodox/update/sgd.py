@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+from jaxtyping import Bool
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -74,6 +75,11 @@ class SGD:
             nesterov=self.nesterov,
             maximize=False,
         )
+
+    @torch.no_grad()
+    def forget(self, name: str, entries: Bool[Tensor, "*shape"]) -> None:
+        if name in self.velocity:
+            self.velocity[name].masked_fill_(entries, 0)
 
     def state(self) -> Tree:
         return {"velocity": self.velocity, "names": sorted(self.velocity)} if self.momentum else {}

@@ -4,6 +4,6 @@ from heterodox.data.tokenizer.base import Tokenizer
 from heterodox.data.tokenizer.bpe import BPE
 from heterodox.data.tokenizer.byte import Byte
 from heterodox.data.tokenizer.char import Char
-from heterodox.data.tokenizer.file import TokenizerFile, load_tokenizer
+from heterodox.data.tokenizer.file import TokenizerFile, load_tokenizer, parse
 
-__all__ = ["BPE", "Byte", "Char", "Tokenizer", "TokenizerFile", "load_tokenizer"]
+__all__ = ["BPE", "Byte", "Char", "Tokenizer", "TokenizerFile", "load_tokenizer", "parse"]

@@ -1,0 +1,65 @@
+"""What the model would do with other weights: a look that leaves no trace."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from heterodox.core.comm import Comm
+from heterodox.core.protocols import Credit, LanguageModel
+from heterodox.core.state import map_tensors
+from heterodox.core.types import Batch, Cost
+from heterodox.objective import CrossEntropy
+
+
+class ModelWindow:
+    """Losses and signals of `model` under `credit`, with some of its weights replaced for the time of the look.
+
+    The parameters keep their storage: another is put in its place and taken out again, so what comes back has the same
+    bits. Dropout is off, buffers and random generators are not used, and what the rule remembers is put back.
+    """
+
+    def __init__(self, model: LanguageModel, credit: Credit, comm: Comm) -> None:
+        self.model = model
+        self.credit = credit
+        self.comm = comm
+        self.cost = Cost()
+        self._objective = CrossEntropy()
+        self._parameters = dict(model.named_parameters())
+
+    @torch.no_grad()
+    def loss(self, batch: Batch, weights: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        with self._with(weights):
+            loss = self._objective.losses(self.model(batch.inputs), batch).mean()
+        self._charge(batch, self.model.forward_flops(*batch.inputs.shape).total)
+        self.comm.mean_([loss])
+        return loss
+
+    def signal(self, batch: Batch, weights: Mapping[str, Tensor]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        untouched = map_tensors(self.credit.state(), torch.clone)
+        even = torch.ones(len(batch.ids), dtype=self.model.head.weight.dtype, device=batch.inputs.device)
+        with self._with(weights), torch.enable_grad():
+            signal = self.credit.signal(self.model, batch, even, self._objective)
+        self.credit.load_state(untouched)
+        self._charge(batch, signal.cost.flops)
+        self.comm.mean_([*signal.grads.values(), signal.loss])
+        return signal.loss, signal.grads
+
+    def _charge(self, batch: Batch, flops: int) -> None:
+        self.cost += Cost(meta_tokens=batch.num_tokens, flops=flops)
+
+    @contextmanager
+    def _with(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        own = {name: self._parameters[name].data for name in weights}
+        training = self.model.training
+        self.model.eval()
+        try:
+            for name, values in weights.items():
+                self._parameters[name].data = values
+            yield
+        finally:
+            for name, values in own.items():
+                self._parameters[name].data = values
+            self.model.train(training)

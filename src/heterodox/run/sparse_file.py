@@ -1,0 +1,146 @@
+"""A sparse model in one file: a bit for every place, a value for every connection.
+
+A safetensors file. For each masked matrix `name` there are `name.bits` (row by row, eight places a byte, the first in
+the highest bit) and `name.values` (those of the connections, row by row); for each MLP that has lost hidden units,
+`mlp.units`, a bit for each unit, and its matrices are narrower by those. All else is as in a dense file. The metadata
+hold the recipe, the tokenizer and the step.
+"""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.core.protocols import LanguageModel
+from heterodox.core.state import restore
+from heterodox.data.tokenizer import Tokenizer, parse
+from heterodox.model.dead_units import remove_dead_units
+from heterodox.recipe import Recipe, check
+from heterodox.run.load import TrainedRun
+from heterodox.run.session import build_model, choose_device
+
+FORMAT = "heterodox-sparse-1"
+
+
+@dataclass
+class SparseModel:
+    """What a sparse file holds; `alive` are the hidden units that each MLP has left, by its name."""
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    model: LanguageModel
+    masks: dict[str, Tensor]
+    alive: dict[str, Tensor]
+    step: int
+
+
+def write_sparse(run: TrainedRun, path: Path) -> None:
+    """Write the run's model. Raises `RecipeError` for a run without masks."""
+    masks = run.learner_state.get("update", {}).get("masks")
+    if not masks:
+        raise RecipeError(
+            f"{run.folder.path} was trained with update {run.recipe.update.name}, which has no masks; "
+            "export it as safetensors"
+        )
+    model, masks = copy.deepcopy(run.model).cpu(), {name: mask.cpu().clone() for name, mask in masks.items()}
+    alive = remove_dead_units(model, masks)
+    tensors: dict[str, Tensor] = {}
+    for name, weight in model.state_dict().items():
+        if name not in masks:
+            tensors[name] = weight.contiguous()
+            continue
+        mask, weight = _narrow(name, masks[name], alive), _narrow(name, weight, alive)
+        tensors[f"{name}.bits"], tensors[f"{name}.values"] = _pack(mask), weight[mask]
+    tensors |= {f"{name}.units": _pack(units) for name, units in alive.items() if not bool(units.all())}
+    facts = {
+        "format": FORMAT,
+        "recipe": json.dumps(run.recipe.dump()),
+        "tokenizer": run.tokenizer.dumps(),
+        "step": str(run.step),
+        "summary": json.dumps(_summary(model, masks, alive)),
+    }
+    save_file(tensors, path, facts)
+
+
+def read_sparse(path: Path, device: str = "cpu") -> SparseModel:
+    """The model in a sparse file, its matrices as wide as the recipe has them.
+
+    Raises `CheckpointError` if it is no such file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+    if facts.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no sparse model: its format is {facts.get('format')!r}, expected {FORMAT!r}")
+    recipe, tokenizer = check(json.loads(facts["recipe"])), parse(facts["tokenizer"])
+    model = build_model(recipe, tokenizer.vocab_size, choose_device(device))
+    state = dict(model.state_dict())
+    alive = {
+        name.removesuffix(".units"): _unpack(bits, (state[f"{name.removesuffix('.units')}.fc.weight"].shape[0],))
+        for name, bits in tensors.items()
+        if name.endswith(".units")
+    }
+    weights, masks = {name: tensor for name, tensor in tensors.items() if name in state}, {}
+    for name in state.keys() - weights.keys():
+        if f"{name}.bits" in tensors:
+            weights[name], masks[name] = _widen(name, tensors, alive, state[name])
+    restore(state, weights, "weight")
+    return SparseModel(recipe, tokenizer, model.eval(), masks, alive, int(facts["step"]))
+
+
+def describe_sparse(path: Path) -> dict[str, Any]:
+    """Bytes, connections and dead units of the sparse file at `path`, and the bytes of the weights in dense form."""
+    with safe_open(path, framework="pt") as file:
+        summary = json.loads(file.metadata()["summary"])
+    return {"bytes": path.stat().st_size} | summary
+
+
+def _summary(model: LanguageModel, masks: dict[str, Tensor], alive: dict[str, Tensor]) -> dict[str, int]:
+    return {
+        "dense_bytes": sum(weight.nbytes for weight in model.state_dict().values()),
+        "connections": sum(int(mask.sum()) for mask in masks.values()),
+        "places": sum(mask.numel() for mask in masks.values()),
+        "dead_units": sum(int((~units).sum()) for units in alive.values()),
+        "units": sum(units.numel() for units in alive.values()),
+    }
+
+
+def _narrow(name: str, tensor: Tensor, alive: dict[str, Tensor]) -> Tensor:
+    """The matrix without the rows or columns of dead units."""
+    mlp, _, layer = name.removesuffix(".weight").rpartition(".")
+    if mlp not in alive or layer not in ("fc", "proj"):
+        return tensor
+    return tensor[alive[mlp]] if layer == "fc" else tensor[:, alive[mlp]]
+
+
+def _widen(
+    name: str, tensors: dict[str, Tensor], alive: dict[str, Tensor], like: Tensor
+) -> tuple[Tensor, Bool[Tensor, "rows columns"]]:
+    """The whole matrix and its mask, zero where dead units were."""
+    places = torch.arange(like.numel()).view(like.shape)
+    inside = _narrow(name, places, alive)
+    kept = inside[_unpack(tensors[f"{name}.bits"], inside.shape)]
+    values, mask = torch.zeros(like.numel(), dtype=like.dtype), torch.zeros(like.numel(), dtype=torch.bool)
+    values[kept], mask[kept] = tensors[f"{name}.values"], True
+    return values.view(like.shape), mask.view(like.shape)
+
+
+def _pack(bits: Bool[Tensor, "*shape"]) -> UInt8[Tensor, " bytes"]:
+    return torch.from_numpy(np.packbits(bits.flatten().numpy()))
+
+
+def _unpack(packed: UInt8[Tensor, " bytes"], shape: tuple[int, ...]) -> Bool[Tensor, "*shape"]:
+    count = int(np.prod(shape))
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=count).astype(bool)).view(shape)

@@ -1,0 +1,69 @@
+"""What SET and RigL share: every so often the smallest weights of each layer go, and as many other connections come."""
+
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from heterodox.update.sparse.masks import largest, smallest
+from heterodox.update.sparse.schedule import Schedule, cosine
+from heterodox.update.sparse.topology import Change, Sight, Topology
+
+Decay = Literal["cosine", "constant"]
+
+
+class ExchangeOptions(Schedule):
+    """How much of each layer is exchanged, and when."""
+
+    fraction: float = Field(0.3, gt=0, le=1, description="of a layer's connections that are exchanged in an event")
+    decay: Decay = Field("cosine", description="of the fraction, over the time for changes")
+
+
+class Exchange(Topology):
+    """Drops by magnitude, layer by layer; siblings differ in what they grow."""
+
+    def __init__(self, schedule: Schedule, *, fraction: float = 0.3, decay: Decay = "cosine") -> None:
+        self.schedule = schedule
+        self.fraction = fraction
+        self.decay: Decay = decay
+
+    @abstractmethod
+    def appeal(self, sight: Sight) -> Float[Tensor, " entries"]:
+        """What the connections that grow have most of."""
+
+    @abstractmethod
+    def may_grow(self, mask: Bool[Tensor, " layer"], kept: Bool[Tensor, " layer"]) -> Bool[Tensor, " layer"]:
+        """Where a layer's new connections may come, given those that were there and those that stay."""
+
+    def change(self, sight: Sight) -> Change | None:
+        assert self.schedule is not None
+        progress = self.schedule.progress(sight.step, sight.steps)
+        fraction = self.fraction * (cosine(progress) if self.decay == "cosine" else 1.0)
+        sizes = sight.masks.sizes
+        size, appeal = sight.weights.abs(), self.appeal(sight)
+        flat = sight.masks.flat.clone()
+        for mask, magnitude, growth in zip(flat.split(sizes), size.split(sizes), appeal.split(sizes), strict=True):
+            self._exchange(mask, magnitude, growth, fraction)
+        return Change(flat, told={"fraction": fraction})
+
+    def _exchange(
+        self,
+        mask: Bool[Tensor, " layer"],
+        magnitude: Float[Tensor, " layer"],
+        appeal: Float[Tensor, " layer"],
+        fraction: float,
+    ) -> None:
+        active = int(mask.sum())
+        count = min(round(fraction * active), mask.numel() - active)
+        if not count:
+            return
+        kept = mask.clone()
+        kept[smallest(magnitude, mask, count)] = False
+        grown = largest(appeal, self.may_grow(mask, kept), count)
+        mask.copy_(kept)
+        mask[grown] = True
+        assert int(mask.sum()) == active, f"{active} connections became {int(mask.sum())}"
+        assert torch.all(mask >= kept)

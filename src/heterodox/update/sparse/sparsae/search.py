@@ -1,0 +1,119 @@
+"""Sparsae: every so often an evolution strategy of one parent and λ children looks for a better mask.
+
+    children: M with as many connections dropped as grown     winner: the lowest P on a micro-batch of the meta split
+
+A child drops connections (any, or among the smallest of its layer) and grows as many (any, or among those whose signal
+is largest), within bounds on each layer's sparsity. All candidates are scored on the same micro-batch, dropout off, by
+a composite of cross-entropy, unevenness and gradient activity (`proxy.py`); one that is not finite loses. Now and then
+a child is a reset on a large scale, more often when the run stagnates.
+
+As the source has it (`judge: at_once`, `drop: uniform`, `grow: uniform`, `new_weights: he`), a child is scored before
+its new connections have learnt anything, and the parent wins nearly always. By default a child's new connections first
+take one step, against the signal that the parent's pass on another micro-batch gave them, and its loss is taken after
+that (`judge: look_ahead`): it is judged by what its connections are about to do, and a child costs one forward pass
+rather than a forward and a backward one. The signal is the credit rule's, so that under another rule than
+backpropagation no gradient is smuggled in. `selection: random` is the control: the same children, the same costs, and
+a random winner.
+"""
+
+import math
+
+from heterodox.core.errors import RecipeError
+from heterodox.core.services import LearnableSplit, Services, no_supply
+from heterodox.core.state import Tree
+from heterodox.core.types import Batch
+from heterodox.update.sparse.distribution import Distribution, distribute
+from heterodox.update.sparse.masks import Masks
+from heterodox.update.sparse.sparsae.bounds import Bounds
+from heterodox.update.sparse.sparsae.config import SparsaeOptions
+from heterodox.update.sparse.sparsae.generation import Generation, loggable
+from heterodox.update.sparse.sparsae.prefetch import Prefetch
+from heterodox.update.sparse.sparsae.proxy import Proxy
+from heterodox.update.sparse.sparsae.reset import Resets
+from heterodox.update.sparse.topology import Change, Sight, Topology
+
+SPLIT: LearnableSplit = "meta"
+
+
+class Sparsae(Topology):
+    """A (1 + λ) evolution strategy over masks."""
+
+    class Config(SparsaeOptions):
+        def build(self) -> "Sparsae":
+            return Sparsae(self)
+
+    def __init__(self, options: SparsaeOptions) -> None:
+        self.options = options
+        self.schedule = options
+        self.proxy, self.resets = Proxy(options.proxy), Resets(options.reset)
+        self.events = self.wins = 0
+        self.bounds: Bounds | None = None
+        self._micro: Prefetch | None = None
+        self._held_out: Batch | None = None
+
+    def connect(self, services: Services, masks: Masks) -> None:
+        if services.supply is no_supply:
+            return
+        options, ranks = self.options, services.comm.world_size
+        for key, size in (("micro_batch", options.micro_batch), ("reset.batch", options.reset.batch)):
+            if size % ranks:
+                raise RecipeError(f"update.topology.{key} {size} cannot be divided among {ranks} ranks")
+        micro = services.supply(SPLIT, options.micro_batch, "sparsae candidates")
+        self._micro = Prefetch(micro, masks.flat.device)
+        self._held_out = services.supply(SPLIT, options.reset.batch, "sparsae stagnation").next_batch()
+
+    def start(self, masks: Masks, sparsity: float, distribution: Distribution) -> list[int]:
+        if sparsity == 0:  # dense: there is nothing to swap
+            return list(masks.sizes)
+        bounds = self.bounds = Bounds(self.options.bounds, masks.sizes, sparsity)
+        counts = distribute(masks.shapes, sparsity, distribution, bounds.lower, bounds.upper)
+        if self.options.children and round(self.options.mutation * sum(counts)) < 1:
+            raise RecipeError(
+                f"update.topology.mutation {self.options.mutation} of {sum(counts)} connections is less than one swap; "
+                f"make it at least {1 / sum(counts):.2g}"
+            )
+        return counts
+
+    def change(self, sight: Sight) -> Change | None:
+        if not self.options.children or self.bounds is None:
+            return None
+        window, micro, held_out = sight.window, self._micro, self._held_out
+        assert window is not None, "Sparsae scores candidates through a window: call watch"
+        assert micro is not None, "Sparsae scores candidates on batches of its own: connect it to a supply"
+        assert held_out is not None
+        proxy, bounds, resets = self.proxy, self.bounds, self.resets
+        generation = Generation(self.options, sight, window, micro, bounds, resets.probability)
+        proxy.score(generation.rows, done := self.events / max(self.options.num_events(sight.steps), 1))
+        winner = generation.choose(self.options.selection)
+        self.events += 1
+        self.wins += winner > 0
+        proxy.follow(generation.rows[winner])
+        resets.event_over()
+        loss = float(window.loss(held_out, {}))
+        stagnates = resets.note(loss)
+        widened = bounds.note(activity := generation.activities[winner])
+        micro.fetch()
+        told = {
+            "winner": winner, "child_wins": self.wins / self.events, "weights": proxy.weights(done),
+            "means": dict(proxy.mean), "deviations": {part: math.sqrt(v) for part, v in proxy.variance.items()},
+            "stagnation_loss": loss, "stagnates": stagnates, "reset_probability": resets.probability,
+            "widened": [sight.masks.names[layer] for layer in widened], "lower": list(bounds.lower),
+            "upper": bounds.upper, "layer_activity": activity,
+        }  # fmt: skip
+        events = [{"kind": "candidate", "event": self.events} | loggable(row) for row in generation.rows]
+        return Change(generation.masks[winner], generation.values[winner], loggable(told), events)
+
+    def metrics(self) -> dict[str, float]:
+        return {"child_wins": self.wins / self.events} if self.events else {}
+
+    def state(self) -> Tree:
+        parts = {"proxy": self.proxy, "resets": self.resets, "bounds": self.bounds, "micro": self._micro}
+        kept = {name: part.state() for name, part in parts.items() if part is not None}
+        return kept | {"events": self.events, "wins": self.wins}
+
+    def load_state(self, tree: Tree) -> None:
+        parts = {"proxy": self.proxy, "resets": self.resets, "bounds": self.bounds, "micro": self._micro}
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state(tree[name])
+        self.events, self.wins = tree["events"], tree["wins"]

@@ -1,0 +1,107 @@
+"""Mutations: exactly as many connections come as go, and no layer leaves its bounds.
+
+What a child drops and grows is drawn in a random order; an item that would take its layer past a bound is passed over,
+and the next one is drawn in its place. Nothing that was just dropped is grown.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from heterodox.update.sparse.masks import Masks, largest, smallest, within_caps
+from heterodox.update.sparse.sparsae.bounds import Bounds
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Flat positions of the connections that go and of those that come, equally many."""
+
+    dropped: Int[Tensor, " n"]
+    grown: Int[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Flat positions that children choose among: the favoured ones, and all that are possible, of either kind."""
+
+    droppable: Int[Tensor, " active"]
+    growable: Int[Tensor, " inactive"]
+    drop_first: Int[Tensor, " n"] | None = None
+    grow_first: Int[Tensor, " m"] | None = None
+
+
+def pools(
+    masks: Masks,
+    size: Float[Tensor, " entries"] | None,
+    activity: Float[Tensor, " entries"] | None,
+    count: int,
+) -> Pools:
+    """What may be dropped and grown; the `count` smallest (by `size`) and most active ones first, where given."""
+    flat = masks.flat
+    drop = None if size is None else smallest(size, flat, min(count, int(flat.sum())))
+    grow = None if activity is None else largest(activity, ~flat, min(count, int((~flat).sum())))
+    return Pools(flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1), drop, grow)
+
+
+def relative_size(weights: Float[Tensor, " entries"], masks: Masks) -> Float[Tensor, " entries"]:
+    """|w| over the root mean square of its layer's connections, so that layers of any scale compare."""
+    flat = weights.abs()
+    pieces = zip(flat.split(masks.sizes), masks.flat.split(masks.sizes), strict=True)
+    scaled = [size * (active.sum() / (size * active).square().sum().clamp(min=1e-30)).sqrt() for size, active in pieces]
+    return torch.cat(scaled)
+
+
+def swap(masks: Masks, bounds: Bounds, chosen: Pools, count: int, generator: torch.Generator) -> Swap:
+    """Draw a swap of `count` connections, or of as many as the bounds allow."""
+    active = masks.counts()
+    drop_order = _order(chosen.drop_first, chosen.droppable, count, generator)
+    grow_order = _order(chosen.grow_first, chosen.growable, count, generator)
+    while True:
+        spare = [have - low for have, low in zip(active, bounds.lower, strict=True)]
+        dropped = _take(masks, drop_order, spare, count, chosen.droppable, generator)
+        gone = masks.count(dropped)
+        room = [high - have + less for high, have, less in zip(bounds.upper, active, gone, strict=True)]
+        grown = _take(masks, grow_order, room, count, chosen.growable, generator)
+        if len(dropped) == len(grown):
+            return Swap(dropped, grown.sort().values)
+        count = min(len(dropped), len(grown))
+
+
+def most(masks: Masks, bounds: Bounds) -> int:
+    """The most connections that one swap can exchange within the bounds."""
+    active = masks.counts()
+    spare = sum(have - low for have, low in zip(active, bounds.lower, strict=True))
+    return min(spare, masks.size - sum(active))
+
+
+def _order(first: Tensor | None, all_: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """The order in which items are offered: the favoured ones, or all, shuffled."""
+    return _shuffled(all_ if first is None else first, generator)
+
+
+def _shuffled(items: Tensor, generator: torch.Generator) -> Tensor:
+    return items[torch.randperm(len(items), generator=generator).to(items.device)]
+
+
+def _take(
+    masks: Masks, order: Tensor, caps: list[int], count: int, all_: Tensor, generator: torch.Generator
+) -> Int[Tensor, " n"]:
+    """The first `count` items that fit under their layers' caps; if the favoured ones do not suffice, others too."""
+    fits = order[within_caps(masks.layers(order), caps)]
+    if len(fits) < count and len(order) < len(all_):
+        favoured = torch.zeros(masks.size, dtype=torch.bool, device=order.device)
+        favoured[order] = True
+        others = _shuffled(all_[~favoured[all_]], generator)
+        order = torch.cat([order, others])
+        fits = order[within_caps(masks.layers(order), caps)]
+    return fits[:count]
+
+
+def apply_swap(flat: Bool[Tensor, " entries"], change: Swap) -> Bool[Tensor, " entries"]:
+    """The mask after the swap."""
+    new = flat.clone()
+    new[change.dropped] = False
+    new[change.grown] = True
+    return new
