@@ -6,21 +6,21 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from heterodox import credit, model
+from heterodox import credit, model, rating
 from heterodox.core.config import Config
 from heterodox.credit import Backprop, DirectFeedback, FeedbackAlignment, HeadOnly, KolenPollack, SignSymmetry
 from heterodox.data.corpus import File, Grammar, HuggingFace, Stdlib
 from heterodox.data.tokenizer import BPE, Byte, Char, TokenizerFile
-from heterodox.learner import Gradient
+from heterodox.learner import DataRater, Gradient
 from heterodox.model import GPT
 from heterodox.objective import CrossEntropy
-from heterodox.rating import Uniform
+from heterodox.rating import Perplexity, Random, Uniform
 from heterodox.update import SGD, AdamW
 
 PARTS: dict[str, tuple[type, ...]] = {
     "model": (GPT, model.Equilibrium),
     "objective": (CrossEntropy,),
-    "rating": (Uniform,),
+    "rating": (Uniform, Random, Perplexity, rating.DataRater),
     "credit": (
         Backprop,
         SignSymmetry,
@@ -33,7 +33,7 @@ PARTS: dict[str, tuple[type, ...]] = {
         credit.Implicit,
     ),
     "update": (SGD, AdamW),
-    "learner": (Gradient,),
+    "learner": (Gradient, DataRater),
     "corpus": (Stdlib, File, HuggingFace, Grammar),
     "tokenizer": (Byte, Char, BPE, TokenizerFile),
 }
