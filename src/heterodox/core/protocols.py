@@ -214,6 +214,15 @@ class Learner(Stateful, Protocol):
         ...
 
 
+@runtime_checkable
+class Scoring(Protocol):
+    """A learner with an opinion on examples."""
+
+    def scores(self, batch: Batch) -> Float[Tensor, " batch"]:
+        """One number per example, higher for better."""
+        ...
+
+
 class Stateless:
     """For parts that remember nothing between two steps."""
 

@@ -3,8 +3,8 @@
     θ ← AdamW(θ, clip(∇ mean_i w_i ℓ_i(θ))),   w = weighting(R(x; φ));      φ ← φ − Adam(∂L_meta(θ after the window)/∂φ)
 
 The product of such a run is the rater (`rating: data_rater` loads it); what is evaluated as the run's model is inner
-model number 0. Of each round's `inner_steps` the last `backprop_steps` are differentiated, by an explicit adjoint through
-the optimizer's steps (`heterodox.meta.gradient`), whose memory grows with the window by a few stored states only.
+model number 0. Of each round's `inner_steps` the last `backprop_steps` are differentiated, by an explicit adjoint
+through the optimizer's steps (`heterodox.meta.gradient`), whose memory grows by a few stored states only.
 `credit` must be backprop; `update` is the inner models' optimizer; the run's schedule scales the rater's learning rate.
 The run's own batches are only scored, for the log: inner models draw theirs from `train` and are judged on `meta`.
 
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from heterodox.core import config
@@ -143,6 +144,10 @@ class DataRater:
             "meta-gradient is that of a chaotic run; shorten backprop_steps or lower update.lr"
         )
         return Diagnosis(values, [text])
+
+    def scores(self, batch: Batch) -> Float[Tensor, " batch"]:
+        """By the averaged rater."""
+        return self.trainer.scores(batch)
 
     def _first_state(self) -> Any:
         return next(iter(self.trainer.population.states.values()))

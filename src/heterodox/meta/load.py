@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pydantic import ValidationError
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from heterodox.core.errors import CheckpointError, RecipeError
@@ -31,13 +32,13 @@ def rater_options(saved: SavedRun, folder: Path, tokenizer_sha256: str | None) -
         raise CheckpointError(f"{folder} has a learner section that this version cannot read: {error}") from None
 
 
-def load_rater(saved: SavedRun, options: MetaOptions, folder: Path) -> Rater:
-    """The averaged rater that the run left."""
+def load_rater(saved: SavedRun, options: MetaOptions, folder: Path, like: Tensor) -> Rater:
+    """The averaged rater that the run left, of the dtype and on the device of `like`."""
     weights = saved.learner.get("meta", {}).get("average")
     if not weights:
         raise CheckpointError(f"the checkpoint in {folder} lacks the rater")
     vocab, view = len(weights["tok_emb.weight"]), len(weights["pos_emb.weight"])
-    network = build_rater(options.rater, vocab, view)
+    network = build_rater(options.rater, vocab, view, like)
     parameters = dict(network.named_parameters())
     if not any(isinstance(parameter, FakeTensor) for parameter in parameters.values()):
         restore(parameters, weights, "rater parameter")

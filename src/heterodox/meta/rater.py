@@ -67,7 +67,10 @@ class Rater(nn.Module):
         )
 
 
-def build_rater(options: RaterOptions, vocab_size: int, context: int) -> Rater:
-    """A rater for windows of `context` tokens; its weights are PyTorch's until `initialise`."""
+def build_rater(options: RaterOptions, vocab_size: int, context: int, like: Tensor | None = None) -> Rater:
+    """A rater for windows of `context` tokens, of the dtype and on the device of `like`; yet to be initialised."""
     sizes = options.model_dump(exclude={"view"})
-    return Rater(vocab_size=vocab_size, view=min(options.view or context, context), **sizes)
+    rater = Rater(vocab_size=vocab_size, view=min(options.view or context, context), **sizes)
+    for parameter in rater.parameters():  # not `rater.to`, which cannot convert the fake tensors of a plan
+        parameter.data = parameter.data if like is None else parameter.data.to(like.device, like.dtype)
+    return rater

@@ -49,10 +49,9 @@ class MetaTrainer:
     def __init__(self, options: MetaOptions, services: Services, objective: Objective, update: InnerUpdate) -> None:
         self.options, self.services = options, services
         self.weigh_scores = ScoreWeighting(options.weighting)
-        head = services.model.head
-        self.rater = build_rater(options.rater, services.model.tok_emb.num_embeddings, services.model.context)
+        model = services.model
+        self.rater = build_rater(options.rater, model.tok_emb.num_embeddings, model.context, model.head.weight)
         self.rater.initialise(services.streams)
-        self.rater.to(head.weight.device, head.weight.dtype)
         self.parameters = list(self.rater.parameters())
         self.average = flat(p.detach() for p in self.parameters)
 
@@ -79,6 +78,8 @@ class MetaTrainer:
             found = self._end_round(lr_scale)
             self.ticks, self.rounds = 0, self.rounds + 1
         self.services.comm.mean_([found.loss, found.grad_norm, *found.metrics.values()])
+        if "adjoint_growth" in found.metrics:
+            self.growth = max(self.growth, float(found.metrics["adjoint_growth"]))
         return found
 
     def _advance(self) -> MetaStep:
@@ -116,7 +117,6 @@ class MetaTrainer:
         decay = min(self.options.ema, (1 + self.rounds) / (10 + self.rounds))
         self.average = torch.lerp(before + change, self.average, decay)
         metrics = {key: torch.stack([row[key] for row in rows]).mean() for key in rows[0]}
-        self.growth = max(self.growth, float(metrics["adjoint_growth"]))
         loss, norm = metrics.pop("loss"), metrics.pop("grad_norm")
         cost = round_cost(self.options, self.services.model, self.rater, len(rows))
         return MetaStep(loss, norm, cost, metrics)

@@ -79,18 +79,18 @@ class DataRater(Filter):
         """Raises `RecipeError` where the rater has learned from another tokenizer's ids, or is none."""
         super().connect(services)
         self.services = services
-        head, vocab = services.model.head.weight, services.model.tok_emb.num_embeddings
+        model = services.model
         if self.train is not None:
             options = self.train
-            self.network = build_rater(options.rater, vocab, services.model.context)
+            vocab = model.tok_emb.num_embeddings
+            self.network = build_rater(options.rater, vocab, model.context, model.head.weight)
             self.network.initialise(services.streams)
         else:
             assert self.folder is not None
             saved = services.open_run(self.folder)
             options = rater_options(saved, self.folder, services.tokenizer_sha256)
-            self.network = load_rater(saved, options, self.folder)
+            self.network = load_rater(saved, options, self.folder, model.head.weight)
         self.weigh = ScoreWeighting(options.weighting)
-        self.network.to(head.device, head.dtype)
 
     def score(self, batch: Batch) -> Float[Tensor, " batch"]:
         self._train_once()

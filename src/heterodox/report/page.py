@@ -15,10 +15,11 @@ from heterodox.comparison.statistics import is_finite, table
 from heterodox.core.errors import CheckpointError
 from heterodox.report import context, units
 from heterodox.report.alignment import MEASURES, alignment, norm_bound
-from heterodox.report.charts import alignment_chart, final_chart, loss_chart
+from heterodox.report.charts import alignment_chart, auc_chart, final_chart, loss_chart, scores_chart
 from heterodox.report.curves import COSTS, curves, finals, span
 from heterodox.report.origins import origins
 from heterodox.report.palette import styles
+from heterodox.report.rater import raters
 from heterodox.report.reading import headline, remarks
 from heterodox.report.recipes import recipes
 from heterodox.report.study import Study, read_study
@@ -56,9 +57,14 @@ def render(study: Study) -> str:
     references = context.references(study)
     colours = styles(study)
     alignments = alignment(study)
-    data = curves(study) | finals(study, rows) | {"references": references}
+    rated = raters(study)
+    data = curves(study) | finals(study, rows) | {"references": references} | rated
     charts = _charts(study, data, colours, [row["recipe"] for row in ordered if row["val_loss"]])
     charts |= {f"alignment/{name}": alignment_chart(name, norm_bound(alignments)) for name in MEASURES}
+    if rated["aucs"]:
+        charts["rater/auc"] = auc_chart(study.recipes)
+    if rated["scores"]:
+        charts["rater/scores"] = scores_chart()
     template = _environment().get_template("report.html.jinja")
     page = template.render(
         study=study,

@@ -33,6 +33,7 @@ class Run:
     evals: list[dict[str, Any]] = field(default_factory=list)
     probes: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    scores: dict[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -54,6 +55,7 @@ def read_run(folder: Path, notes: list[str], row: dict[str, Any] | None = None) 
         notes.append(f"{name}, {row['warnings'][-1]} ({len(row['warnings'])} such warnings in all).")
     manifest = read_json(folder / "manifest.json", dict) if (folder / "manifest.json").is_file() else {}
     samples = read_json(folder / "samples.json", list) if (folder / "samples.json").is_file() else []
+    scores = read_json(folder / "scores.json", dict) if (folder / "scores.json").is_file() else {}
     evals, probes = _metrics(folder / "metrics.jsonl", name, notes)
     seed = re.fullmatch(r"seed-(\d+)", folder.name)
     seed = row.get("seed", config.get("seed", int(seed[1]) if seed else 0))
@@ -61,7 +63,7 @@ def read_run(folder: Path, notes: list[str], row: dict[str, Any] | None = None) 
     credit = row.get("credit") or manifest.get("credit") or config.get("credit")
     credit = credit.get("name") if isinstance(credit, dict) else credit
     summary = row | {"seed": seed, "credit": credit}
-    return Run(recipe, seed, summary, folder, config, text, manifest, evals, probes, samples)
+    return Run(recipe, seed, summary, folder, config, text, manifest, evals, probes, samples, scores)
 
 
 def _metrics(path: Path, name: str, notes: list[str]) -> tuple[list[dict], list[dict]]:

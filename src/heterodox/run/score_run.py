@@ -94,7 +94,7 @@ def _scorer(run: TrainedRun, path: Path) -> Score:
     """Of a batch: one score per example."""
     if run.recipe.learner.name == "data_rater":
         saved = open_run(path)
-        rater = load_rater(saved, rater_options(saved, path, None), path).to(next(run.model.parameters()))
+        rater = load_rater(saved, rater_options(saved, path, None), path, run.model.head.weight)
         return lambda batch: rater(batch.inputs)
 
     def likelihood(batch: Batch) -> Tensor:

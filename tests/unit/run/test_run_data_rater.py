@@ -36,6 +36,13 @@ def rater_recipe(learner=None, run=None, **sections) -> Recipe:
     return tiny_recipe(learner=LEARNER | (learner or {}), data=DATA, model=model, run=RUN | (run or {}), **sections)
 
 
+def user_recipe(rating, **sections) -> Recipe:
+    """A run of two steps that is rated by this."""
+    model = {"layers": 1, "heads": 1, "width": 8, "context": 16}
+    run = RUN | {"budget": {"steps": 2}}
+    return tiny_recipe(rating={"name": "data_rater"} | rating, data=DATA, model=model, run=run, **sections)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """The folder of a finished run."""
@@ -45,7 +52,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 def test_it_logs_what_it_did(trained):
-    rows = read_rows(trained / "metrics.jsonl")
+    rows = list(read_rows(trained / "metrics.jsonl"))
     ends = [row for row in rows if "meta_loss" in row]
     assert [row["step"] for row in ends] == [3, 6]  # two steps of the inner models, then the window
     assert {"score_std", "score_entropy", "score_clamped", "adjoint_norm", "adjoint_growth"} <= ends[-1].keys()
@@ -98,10 +105,7 @@ def test_it_can_be_planned(trained):
 
 @pytest.mark.parametrize("mode", ["filter", "reweight"])
 def test_a_run_uses_the_rater(trained, mode, tmp_path):
-    rating = {"name": "data_rater", "rater": str(trained), "mode": mode, "keep": 0.5}
-    recipe = rater_recipe(rating=rating, run={"budget": {"steps": 2}}).model_copy(
-        update={"learner": tiny_recipe().learner}
-    )
+    recipe = user_recipe({"rater": str(trained), "mode": mode, "keep": 0.5})
     run = train(recipe, tmp_path / "run")
     assert run.summary["status"] == "finished"
     assert run.summary["tokens"] == 2 * 4 * 16
@@ -110,17 +114,14 @@ def test_a_run_uses_the_rater(trained, mode, tmp_path):
     other = recipe.model_copy(update={"data": tiny_recipe(data={"tokenizer": {"name": "byte"}}).data})
     with pytest.raises(RecipeError, match="train a rater on these tokens"):
         open_session(other, Solo(), "cpu")
+    lost = recipe.model_copy(update={"rating": recipe.rating.model_copy(update={"rater": tmp_path / "run"})})
     with pytest.raises(RecipeError, match="trained no rater"):
-        lost = recipe.model_copy(update={"rating": recipe.rating.model_copy(update={"rater": tmp_path / "run"})})
         open_session(lost, Solo(), "cpu")
 
 
 def test_a_rater_trained_in_the_same_run_is_charged(tmp_path):
     options = {key: value for key, value in LEARNER.items() if key != "name"} | {"rounds": 1}
-    rating = {"name": "data_rater", "train": options, "keep": 0.5}
-    recipe = rater_recipe(rating=rating, run={"budget": {"steps": 2}}).model_copy(
-        update={"learner": tiny_recipe().learner}
-    )
+    recipe = user_recipe({"train": options, "keep": 0.5})
     run = train(recipe, tmp_path / "run")
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
     assert rows[0]["tokens"] == 4 * 16 + 2 * 4 * 16 * 4
@@ -152,7 +153,7 @@ def test_refuses(sections, message):
 
 
 def test_refuses_what_only_the_corpus_shows():
-    with pytest.raises(RecipeError, match="the meta split has 62 examples, but .* ask for 400 in a round"):
+    with pytest.raises(RecipeError, match=r"the meta split has 62 examples, but .* ask for 400 in a round"):
         open_session(rater_recipe({"val_batch_size": 400}), Solo(), "cpu")
     with pytest.raises(RecipeError, match=r"data\.corruption\.window is 16, but the model's context is 8"):
         open_session(rater_recipe(model={"context": 8}), Solo(), "cpu")
