@@ -33,7 +33,7 @@ SIDE = 9
 Examples = tuple[Tensor, Tensor]
 
 
-def digits(count: int, generator: torch.Generator, noise: float = 0.25) -> Examples:
+def digits(count: int, generator: torch.Generator, noise: float = 0.2) -> Examples:
     """Images (count, 81) and labels."""
     font = torch.tensor([[[p == "#" for p in GLYPHS[10 * row + digit]] for row in range(7)] for digit in range(10)])
     labels = torch.randint(10, (count,), generator=generator)
@@ -85,7 +85,7 @@ def some(examples: Examples, count: int, generator: torch.Generator) -> Examples
 def meta_train(train: Examples, clean: Examples, seed: int, rounds: int, window: int, control: str | None) -> Rater:
     """A rater after so many meta-gradients, each through `window` steps of a model that starts anew now and then."""
     generator, rater = torch.Generator().manual_seed(seed), Rater(seed)
-    optimizer = torch.optim.Adam(rater.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(rater.parameters(), lr=1e-2)
     inner, state, model = InnerAdamW(lr=3e-3, eps_root=1e-12), None, mlp(seed, 10)
 
     def weighting(batch: Examples) -> Tensor:
@@ -95,7 +95,7 @@ def meta_train(train: Examples, clean: Examples, seed: int, rounds: int, window:
         return {"detached": weights.detach(), "constant": torch.ones_like(weights)}.get(control or "", weights)
 
     for number in range(rounds):
-        if number % 25 == 0:
+        if number % 50 == 0:
             model, state = mlp(1000 * seed + number, 10), None
         found = meta_gradient(
             model,
@@ -162,8 +162,8 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--window", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=600)
+    parser.add_argument("--window", type=int, default=2)
     parser.add_argument("--share", type=float, default=0.4, help="of labels that are wrong")
     parser.add_argument("--control", choices=["detached", "shuffled", "constant"])
     options = parser.parse_args()

@@ -223,11 +223,11 @@ def test_frozen_parameters_and_dropout():
     found = []
     for schedule in ("all", "sqrt", "binomial"):
         model = tiny_gpt(dropout=0.3)
+        rater, inner = TinyRater(), InnerAdamW(**ADAMW)
         state = torch.get_rng_state()
-        inner = InnerAdamW(**ADAMW)
         found.append(
             meta_gradient(
-                model, losses, train_batches(), TinyRater(), VALIDATION, inner, schedule=schedule, seed=5, micro_batch=2
+                model, losses, train_batches(), rater, VALIDATION, inner, schedule=schedule, seed=5, micro_batch=2
             )
         )
         assert torch.equal(torch.get_rng_state(), state)

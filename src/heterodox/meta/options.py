@@ -37,7 +37,7 @@ class WeightingOptions(Config):
     """How scores become weights."""
 
     kind: Literal["sigmoid", "softmax"] = Field(
-        "sigmoid", description="of each score by itself, or over the whole batch (times its size)"
+        "softmax", description="of each score by itself, or over the whole batch (times its size)"
     )
     temperature: float = Field(1.0, gt=0, description="scores are divided by it")
     low: float = Field(0.05, ge=0, lt=1, description="sigmoid: no weight is lower")

@@ -1,6 +1,7 @@
 """Inner models: each with its weights, moments, age and batches; as many as the options say, over all ranks."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Population:
         share = size // ranks
         self.options, self.services, self.update = options, services, update
         self.mine = range(services.comm.rank * share, (services.comm.rank + 1) * share)
-        model = copy.deepcopy(services.model)
+        model = duplicate(services.model)
         self.problem = WeightedLoss(model, losses, micro_batch=options.micro_batch)
         self.train = {k: self._open("train", options.batch_size, k) for k in self.mine}
         self.meta = {k: self._open("meta", options.val_batch_size, k) for k in self.mine}
@@ -124,3 +125,12 @@ class Population:
         assert isinstance(model, GPT)
         model.initialise(Streams(self.services.streams.derive("rule", "inner", k, self.generation[k])))
         return self.problem.weights()
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A copy with weights and buffers of its own; of fake tensors, too, which `copy.deepcopy` alone cannot copy."""
+    given = [*model.parameters(), *model.buffers()]
+    copies: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in given}
+    for parameter in model.parameters():
+        copies[id(parameter)] = nn.Parameter(copies[id(parameter)], requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, copies)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
 from heterodox.core.errors import CheckpointError
 from heterodox.core.services import SavedRun
 from heterodox.data import load_tokenizer
@@ -15,7 +17,8 @@ def open_run(path: Path) -> SavedRun:
     """
     folder = RunFolder(path.expanduser())
     recipe = folder.read_recipe()
-    _, state, _ = folder.checkpoints.load()
+    with unset_fake_temporarily():  # a plan asks, too
+        _, state, _ = folder.checkpoints.load()
     if "learner" not in state:
         raise CheckpointError(f"{path} holds nothing that a learner remembers")
     return SavedRun(recipe, state["learner"], load_tokenizer(folder.tokenizer).fingerprint)

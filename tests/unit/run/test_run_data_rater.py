@@ -63,7 +63,7 @@ def test_it_logs_what_it_did(trained):
     last = rows[-2]
     assert last["tokens"] == 2 * 4 * 16 * (2 * 4 + 2)  # members, batch, context, inner steps
     assert last["meta_tokens"] == 2 * 4 * 16 * 2
-    assert tensors(trained)["learner/meta/population/members"].shape[:2] == (2, 3)
+    assert tensors(trained)["state/learner/meta/population/members"].shape[:2] == (2, 3)
 
 
 @pytest.mark.parametrize("step", [1, 4])
@@ -130,7 +130,7 @@ def test_a_rater_trained_in_the_same_run_is_charged(tmp_path):
     before = tensors(tmp_path / "run")
     again = train(recipe, tmp_path / "run", resume=True)
     assert again.summary["flops"] == run.summary["flops"]
-    name = "learner/rating/rater/head.weight"
+    name = "state/learner/rating/rater/head.weight"
     assert torch.equal(before[name], tensors(tmp_path / "run")[name])
     assert before[name].abs().max() > 0
 
