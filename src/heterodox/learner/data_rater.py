@@ -29,16 +29,10 @@ from heterodox.core.state import Tree
 from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Origin, StepReport
 from heterodox.meta.auc import auc_by_kind
 from heterodox.meta.cost import round_cost, step_cost, stored_bytes
-from heterodox.meta.options import MetaOptions
+from heterodox.meta.options import MetaOptions, surrogates
 from heterodox.meta.steps import InnerAdamW, InnerSGD, InnerUpdate
 from heterodox.meta.trainer import EXPLODED, MetaTrainer
 from heterodox.update import SGD, AdamW
-
-SURROGATES = {
-    "softmax_backward": "autograd", "straight_through_sigmoid": False, "straight_through_gelu": False,
-    "norm_backward": "exact", "mlp_top_k": None, "residual_top_k": None, "vq_codes": None, "subspace_rank": None,
-}  # fmt: skip
-"""Switches of the GPT, at the settings where its gradient is the derivative of its loss and has one itself."""
 
 
 class DataRater:
@@ -182,13 +176,8 @@ def _refusals(recipe: Any) -> list[str]:
         name = getattr(recipe, slot).name
         if name not in names:
             reasons.append(f"learner data_rater needs {slot} {' or '.join(names)}, found {name}")
-    if not reasons:
-        for key, value in SURROGATES.items():
-            if getattr(recipe.model, key) != value:
-                reasons.append(
-                    f"learner data_rater differentiates the gradient of the model, which model.{key} makes another "
-                    "than the derivative of its loss; leave it out"
-                )
+    if recipe.model.name == "gpt":
+        reasons += surrogates(recipe.model, "learner data_rater")
     if recipe.run.compile:
         reasons.append("run.compile is on, but compiled models cannot be differentiated twice; turn it off")
     return reasons

@@ -1,6 +1,6 @@
 """The options of a rater, and of what trains it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,23 @@ Control = Literal["detached", "shuffled", "constant", "auxiliary"]
 - `constant`: every weight is 1; the rater learns nothing and the inner models train as if there were none.
 - `auxiliary`: every weight is 1, and scores are regressed on minus the inner model's losses: no meta-gradient.
 """
+
+
+SURROGATES = {
+    "softmax_backward": "autograd", "straight_through_sigmoid": False, "straight_through_gelu": False,
+    "norm_backward": "exact", "mlp_top_k": None, "residual_top_k": None, "vq_codes": None, "subspace_rank": None,
+}  # fmt: skip
+"""Switches of the GPT, at the settings where its gradient is the derivative of its loss and has one itself."""
+
+
+def surrogates(model: Any, who: str) -> list[str]:
+    """Reasons why the gradient of a GPT with these options cannot be differentiated, one for each switch."""
+    return [
+        f"{who} differentiates the gradient of the model, which model.{key} makes another than the derivative of its "
+        "loss; leave it out"
+        for key, value in SURROGATES.items()
+        if getattr(model, key) != value
+    ]
 
 
 class RaterOptions(Config):

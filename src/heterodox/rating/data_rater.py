@@ -21,6 +21,7 @@ from heterodox.core.services import Services
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost
 from heterodox.meta.load import load_rater, rater_options
+from heterodox.meta.options import surrogates
 from heterodox.meta.rater import Rater, build_rater
 from heterodox.meta.session import TrainOptions, train_rater
 from heterodox.meta.weighting import ScoreWeighting
@@ -49,9 +50,11 @@ class DataRater(Filter):
 
         def refusals(self, recipe: config.Config) -> list[str]:
             needs: Any = recipe
-            if self.train is not None and needs.model.name != "gpt":
+            if self.train is None:
+                return []
+            if needs.model.name != "gpt":
                 return [f"rating.train trains inner models, which must be a gpt; found {needs.model.name}"]
-            return []
+            return surrogates(needs.model, "rating.train")
 
         def build(self) -> "DataRater":
             return DataRater(keep=self.keep, mode=self.mode, rater=self.rater, train=self.train)

@@ -145,6 +145,7 @@ def test_a_rater_trained_in_the_same_run_is_charged(tmp_path):
         ({"learner": {"lifetime": 2}}, "a lifetime of 2 steps is shorter"),
         ({"learner": {"rater": {"heads": 3}}}, "3 heads do not divide"),
         ({"run": {"compile": True}}, "cannot be differentiated twice"),
+        ({"model": {"straight_through_gelu": True}}, r"which model\.straight_through_gelu makes another than"),
     ],
 )
 def test_refuses(sections, message):
