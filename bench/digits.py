@@ -62,7 +62,7 @@ def losses(model: nn.Module, batch: Examples) -> Tensor:
 
 
 class Rater(nn.Module):
-    """A weight in (0, 1) from image and label."""
+    """Weights that the examples of a batch compete for, from image and label."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Rater(nn.Module):
         return self.net(batch[0]).gather(1, batch[1][:, None])[:, 0]
 
     def forward(self, batch: Examples) -> Tensor:
-        return torch.sigmoid(self.scores(batch))
+        return len(batch[1]) * self.scores(batch).softmax(0)
 
 
 def some(examples: Examples, count: int, generator: torch.Generator) -> Examples:
