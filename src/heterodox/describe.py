@@ -51,12 +51,13 @@ def _options(section: type[BaseModel], prefix: str = "") -> Iterator[dict[str, A
     """Name, type, default and description of every option, those of the sections within included."""
     for key, field in section.model_fields.items():
         inner = _section(field.annotation)
-        yield {
-            "name": prefix + key,
-            "type": "section | None" if inner else _type_name(field.annotation),
-            "default": "(required)" if field.is_required() else field.default,
-            "description": field.description or "",
-        }
+        if not isinstance(field.default, BaseModel):  # else what is in it says it all
+            yield {
+                "name": prefix + key,
+                "type": "section | None" if inner else _type_name(field.annotation),
+                "default": "(required)" if field.is_required() else field.default,
+                "description": field.description or "",
+            }
         if inner:
             yield from _options(inner, f"{prefix}{key}.")
 
