@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from heterodox.credit.direct_feedback import direct_gradients
     from heterodox.credit.feedback import feedback_linear, feedback_path
     from heterodox.credit.tape import record_layers
+    from heterodox.meta import InnerAdamW, InnerSGD, meta_gradient
     from heterodox.model import LayerNorm, softmax_value
     from heterodox.recipe import Recipe, load_recipe
     from heterodox.report import write_report
@@ -26,6 +27,8 @@ _HOMES = {
     "CheckpointError": "core.errors",
     "CorpusError": "core.errors",
     "HeterodoxError": "core.errors",
+    "InnerAdamW": "meta",
+    "InnerSGD": "meta",
     "LayerNorm": "model.norm",
     "Recipe": "recipe",
     "RecipeError": "core.errors",
@@ -35,6 +38,7 @@ _HOMES = {
     "feedback_path": "credit.feedback",
     "load_recipe": "recipe",
     "load_run": "run.load",
+    "meta_gradient": "meta",
     "record_layers": "credit.tape",
     "softmax_value": "model.softmax_value",
     "train": "api",
@@ -45,6 +49,8 @@ __all__ = [
     "CheckpointError",
     "CorpusError",
     "HeterodoxError",
+    "InnerAdamW",
+    "InnerSGD",
     "LayerNorm",
     "Recipe",
     "RecipeError",
@@ -54,6 +60,7 @@ __all__ = [
     "feedback_path",
     "load_recipe",
     "load_run",
+    "meta_gradient",
     "record_layers",
     "softmax_value",
     "train",

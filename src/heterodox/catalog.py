@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from heterodox import credit, model
+from heterodox import credit, model, rating
 from heterodox.core.config import Config
 from heterodox.credit import (
     Backprop,
@@ -19,16 +19,16 @@ from heterodox.credit import (
 )
 from heterodox.data.corpus import File, Grammar, HuggingFace, Stdlib
 from heterodox.data.tokenizer import BPE, Byte, Char, TokenizerFile
-from heterodox.learner import Gradient
+from heterodox.learner import DataRater, Gradient
 from heterodox.model import GPT
 from heterodox.objective import CrossEntropy, SelfDistillation
-from heterodox.rating import Uniform
+from heterodox.rating import Perplexity, Random, Uniform
 from heterodox.update import SET, SGD, AdamW, Magnitude, RigL, Sparsae, Sparse, Static
 
 PARTS: dict[str, tuple[type, ...]] = {
     "model": (GPT, model.Equilibrium),
     "objective": (CrossEntropy, SelfDistillation),
-    "rating": (Uniform,),
+    "rating": (Uniform, Random, Perplexity, rating.DataRater),
     "credit": (
         Backprop,
         SignSymmetry,
@@ -43,7 +43,7 @@ PARTS: dict[str, tuple[type, ...]] = {
     ),
     "update": (SGD, AdamW, Sparse),
     "topology": (Static, Magnitude, SET, RigL, Sparsae),
-    "learner": (Gradient,),
+    "learner": (Gradient, DataRater),
     "corpus": (Stdlib, File, HuggingFace, Grammar),
     "tokenizer": (Byte, Char, BPE, TokenizerFile),
 }

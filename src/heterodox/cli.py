@@ -164,6 +164,28 @@ def export(
 
 
 @app.command()
+def score(
+    run: RunArgument,
+    overrides: Overrides = None,
+    data: Annotated[Path | None, typer.Option(help="Score this text instead: short for `data.path=PATH`.")] = None,
+    out: Annotated[Path, typer.Option(help="The scores.")] = Path("scores.parquet"),
+    split: Annotated[str, typer.Option(help="train, meta, val or test.")] = "train",
+    keep: Annotated[float | None, typer.Option(help="With --index: the share to keep, the best.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Also write the ids of the best here.")] = None,
+    noisy: Annotated[bool, typer.Option("--noisy", help="Plant the recipe's noise in a held-out split first.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score examples by a run's rater, or by its model's likelihood if it has none."""
+    from heterodox.log.console import scoring_summary
+    from heterodox.run.score_run import score_run
+
+    changes = [*(overrides or ()), *([f"data.path={data}"] if data else [])]
+    answer = score_run(run, out, overrides=changes, split=split, keep=keep, index=index, noisy=noisy, device=device)
+    _answer(answer, scoring_summary(answer), as_json)
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Study or run folders.")],
     out: Annotated[

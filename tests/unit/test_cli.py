@@ -178,6 +178,8 @@ def test_answers_are_data_if_asked(recipe, trained):
     assert {"slot": "credit", "name": "backprop"}.items() <= next(p for p in parts if p["name"] == "backprop").items()
     explained = json.loads(heterodox("explain", "backprop", "--json").out)
     assert explained["manifest"]["head.weight"] == "exact"
+    options = json.loads(heterodox("explain", "learner.data_rater", "--json").out)["options"]
+    assert {"rater.width", "weighting.kind", "inner_steps"} <= {option["name"] for option in options}
     assert json.loads(heterodox("plan", recipe, "--json").out)["steps"] == 30
     text = json.loads(heterodox("generate", trained, "--prompt", "a", "--tokens", 5, "--json").out)
     assert len(text["text"]) == 5

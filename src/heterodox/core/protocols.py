@@ -1,7 +1,7 @@
 """The contracts between the rooms: what a model, an objective, a rating, a credit rule and an update must offer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from heterodox.core.state import Stateful, Tree
-from heterodox.core.types import Batch, Cost, Diagnosis, Origin, Signal, UpdateReport
+from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Origin, Signal, StepReport, UpdateReport
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,28 @@ class Rating(Stateful, Protocol):
 
 
 @runtime_checkable
+class Selecting(Protocol):
+    """A rating that drops examples before anything is learned from them."""
+
+    def kept(self, num_drawn: int) -> int:
+        """How many of so many examples are kept."""
+        ...
+
+    def select(self, batch: Batch) -> Batch:
+        """This rank's share of what is kept of the larger global batch of which `batch` is this rank's share."""
+        ...
+
+
+@runtime_checkable
+class Costly(Protocol):
+    """A rating that is not free."""
+
+    def cost(self, batch: Batch) -> Cost:
+        """What rating `batch`, this rank's share as drawn, costs this rank, and what it still owes from before."""
+        ...
+
+
+@runtime_checkable
 class Credit(Stateful, Protocol):
     """Which parameter is to blame."""
 
@@ -145,6 +167,8 @@ class Remarking(Protocol):
 @runtime_checkable
 class Update(Stateful, Protocol):
     """How the weights move."""
+
+    lr: float
 
     def apply(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float) -> None:
         """Move in place each parameter that `grads` names; `scale` multiplies the learning rate."""
@@ -189,7 +213,7 @@ class StructuralUpdate(Update, Protocol):
     search_seconds: float
 
     def watch(self, window: Window) -> None:
-        """Be handed the window to look through; called once, after `connect`."""
+        """Be handed the window to look through; called once, before the first step."""
         ...
 
     def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -229,6 +253,81 @@ class EvolvingObjective(Objective, Protocol):
 
     def advance(self) -> dict[str, Tensor]:
         """Follow the model after a step; what there is to log of the step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What a step will cost, bytes by what they are for, and how many parameters learn."""
+
+    cost: Cost
+    memory_bytes: dict[str, int]
+    trained_parameters: int
+
+
+@runtime_checkable
+class Learner(Stateful, Protocol):
+    """What one step is. All methods are called by all ranks alike, so that they may talk to each other."""
+
+    model: LanguageModel
+    """The model that is evaluated, kept and described by the manifest."""
+
+    @property
+    def lr(self) -> float:
+        """The learning rate that the run's schedule scales."""
+        ...
+
+    def begin(self) -> None:
+        """Bring freshly drawn weights to where learning starts from; what is resumed is overwritten later."""
+        ...
+
+    def step(
+        self, batch: Batch, *, lr_scale: float = 1.0, probe: bool = False, dropout_seed: int | None = None
+    ) -> StepReport:
+        """Learn from `batch`, this rank's share of the global batch."""
+        ...
+
+    def settle(self) -> None:
+        """Bring `model` up to date; called before it is looked at."""
+        ...
+
+    def manifest(self) -> Mapping[str, Origin]:
+        """For every parameter of `model`, where its signal comes from."""
+        ...
+
+    def remarks(self) -> list[str]:
+        """What else there is to declare; none if there is nothing to say."""
+        ...
+
+    @property
+    def num_masked(self) -> int:
+        """Weights that are held at zero."""
+        ...
+
+    @property
+    def search_seconds(self) -> float:
+        """What changing the structure of the weights has taken, of the seconds of training."""
+        ...
+
+    def held_bytes(self, batch: Batch) -> int:
+        """The most bytes that a step holds for its backward half; leaves the learner as it was."""
+        ...
+
+    def foretell(self, batch: Batch) -> Foretold:
+        """What steps on such batches cost. May change the learner, and works on fake tensors."""
+        ...
+
+    def examine(self, examples: Sequence[LabelledBatch]) -> Diagnosis:
+        """What is to be known of more than the model's loss, on held-out examples whose kind is known, if there are."""
+        ...
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """A learner with an opinion on examples."""
+
+    def scores(self, batch: Batch) -> Float[Tensor, " batch"]:
+        """One number per example, higher for better."""
         ...
 
 

@@ -46,6 +46,15 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class LabelledBatch:
+    """Examples whose kind is known, for evaluation alone: label 0 is clean, label k + 1 noise of `kinds[k]`."""
+
+    batch: Batch
+    labels: Int[Tensor, " batch"]
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a step consumed. Multiply–adds count as two FLOPs; elementwise work is not counted.
 

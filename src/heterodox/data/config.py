@@ -10,8 +10,10 @@ from pydantic import Field, model_validator
 from heterodox.core.config import Config
 from heterodox.data.cache import Tokenized, cache_root, cached
 from heterodox.data.corpus import File, Grammar, HuggingFace, Stdlib
+from heterodox.data.corruption import Corruption, Planted
 from heterodox.data.dataset import Dataset, Split
 from heterodox.data.documents import gather
+from heterodox.data.scores import Filtered
 from heterodox.data.splitting import divide
 from heterodox.data.tokenizer import BPE, Byte, Char, TokenizerFile
 
@@ -55,6 +57,10 @@ class DataConfig(Config):
     splits: Splits = Splits()
     separator: str = "\n\n"
     """Put between the documents of a split."""
+    corruption: Corruption | None = None
+    """Noise to plant in `train`, for studies of raters."""
+    filter: Filtered | None = None
+    """Examples of `train` to learn from, by a file of scores."""
     cache: Path | None = None
     """Folder of token files; by default $HETERODOX_CACHE or the user's cache folder."""
 
@@ -100,7 +106,12 @@ class DataConfig(Config):
         }
         stored = cached(cache_root(self.cache), identity, tokenize)
         splits = {name: Split(name, stored.tokens[name], stored.num_bytes[name]) for name in fractions}
-        symbolwise = all(len(split.tokens) == split.num_bytes for split in splits.values())
+        symbolwise = self.corruption is None and all(len(split.tokens) == split.num_bytes for split in splits.values())
+        noise = None if self.corruption is None else Planted(self.corruption, splits["train"])
+        if noise is not None:
+            splits["train"] = noise.apply(splits["train"])
+        if self.filter is not None:
+            splits["train"] = self.filter.apply(splits["train"], gathered.sha256, stored.tokenizer.fingerprint)
         return Dataset(
             corpus.title,
             stored.tokenizer,
@@ -108,6 +119,7 @@ class DataConfig(Config):
             gathered.sha256,
             len(gathered.texts),
             corpus.entropies() if symbolwise else None,
+            noise,
         )
 
 

@@ -2,16 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, UInt
+from jaxtyping import Float, Int, UInt
 
 from heterodox.core.errors import CorpusError
 from heterodox.data.corpus.grammar import window_floor
 from heterodox.data.tokenizer import Tokenizer
 
 BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some of the examples of a split, by their numbers among its windows of `context` tokens (None: of any length)."""
+
+    ids: Int[np.ndarray, " examples"]
+    context: int | None
 
 
 @dataclass(frozen=True)
@@ -22,11 +30,27 @@ class Split:
     tokens: UInt[np.ndarray, " tokens"]
     num_bytes: int
     """Bytes of the split's text in UTF-8."""
+    examples: Examples | None = None
+    """What is to be seen of it; None: everything."""
+    labels: Int[np.ndarray, " windows"] | None = None
+    """Of planted noise, for evaluation alone: 0 is clean, k + 1 the kind number k."""
+    label_window: int | None = None
+    """Tokens of the windows that have labels."""
 
     @property
     def bytes_per_token(self) -> float:
         """Nats per token / (ln 2 · this) are bits per byte; 0 if the split is empty."""
         return self.num_bytes / max(len(self.tokens), 1)
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """What plants noise in splits."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]: ...
+
+    def apply(self, split: Split) -> Split: ...
 
 
 class Dataset:
@@ -44,6 +68,7 @@ class Dataset:
         corpus_sha256: str,
         num_documents: int,
         entropies: list[float] | None = None,
+        noise: "Noise | None" = None,
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
@@ -51,6 +76,19 @@ class Dataset:
         self.corpus_sha256 = corpus_sha256
         self.num_documents = num_documents
         self.entropies = entropies
+        self.noise = noise
+
+    def noisy(self, split: str) -> Split | None:
+        """`split` with noise of the kind and share that `train` has, and its labels; None if `train` has none."""
+        if self.noise is None:
+            return None
+        given = self.splits[split]
+        return given if given.labels is not None else self.noise.apply(given)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the labels 1, 2, … mean."""
+        return () if self.noise is None else self.noise.kinds
 
     def floor(self, context: int) -> float | None:
         """The least expected loss in nats per token of a model that sees at most `context` tokens, if known.

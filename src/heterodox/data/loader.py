@@ -9,8 +9,8 @@ from jaxtyping import Int
 
 from heterodox.core.errors import CorpusError, RecipeError
 from heterodox.core.rng import Streams
-from heterodox.core.types import Batch
-from heterodox.data.dataset import Split
+from heterodox.core.types import Batch, LabelledBatch
+from heterodox.data.dataset import Examples, Split
 
 
 class Windows:
@@ -33,13 +33,44 @@ class Windows:
         self._inputs = tokens[: self.count * context].reshape(self.count, context)
         self._targets = tokens[1 : self.count * context + 1].reshape(self.count, context)
         self._device = device
+        self._labels = split.labels
+        if self._labels is not None and split.label_window != context:
+            raise RecipeError(
+                f"data.corruption.window is {split.label_window}, but the model's context is {context}: an example "
+                "would be noisy in part; make them equal"
+            )
+        self._chosen = None if split.examples is None else _checked(split.examples, self.count, context, split.name)
+        if self._chosen is not None:
+            self.count = len(self._chosen)
 
-    def batch(self, ids: Int[np.ndarray, " batch"]) -> Batch:
-        """The examples `ids`, in that order."""
+    def batch(self, positions: Int[np.ndarray, " batch"]) -> Batch:
+        """The examples at `positions` among those that are to be seen, in that order."""
+        ids = positions if self._chosen is None else self._chosen[positions]
         parts = [torch.from_numpy(part.astype(np.int64)) for part in (self._inputs[ids], self._targets[ids], ids)]
         if self._device.startswith("cuda"):
             parts = [part.pin_memory() for part in parts]
         return Batch(*parts).to(self._device)
+
+    def labelled(self, positions: Int[np.ndarray, " batch"], kinds: tuple[str, ...]) -> LabelledBatch:
+        """The same with what is known of them."""
+        batch = self.batch(positions)
+        assert self._labels is not None, "a split without planted noise has no labels"
+        labels = torch.from_numpy(self._labels[batch.ids.cpu().numpy()])
+        return LabelledBatch(batch, labels, kinds)
+
+
+def _checked(examples: Examples, count: int, context: int, split: str) -> Int[np.ndarray, " examples"]:
+    """The examples' ids. Raises CorpusError for ids of other windows than a split of `count` has."""
+    if examples.context not in (None, context):
+        raise CorpusError(
+            f"the examples of {split} were chosen among windows of {examples.context} tokens, but the model's context "
+            f"is {context}; score it at this context"
+        )
+    if (unknown := examples.ids[examples.ids >= count]).size:
+        raise CorpusError(f"the {split} split has {count} examples, so there is no example_id {unknown[0]}")
+    if not len(examples.ids):
+        raise CorpusError(f"no example of {split} is left to learn from")
+    return examples.ids
 
 
 class Loader:
@@ -159,6 +190,16 @@ def evaluation_batches(
         ids = np.sort(rng.permutation(windows.count)[: max_batches * batch_size])
     batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     return EvaluationBatches(windows, batches[rank::world_size])
+
+
+def labelled_batches(
+    split: Split, kinds: tuple[str, ...], context: int, batch_size: int, device: str = "cpu", most: int = 4096
+) -> list[LabelledBatch]:
+    """All examples of a split with planted noise, in order, or the first `most`."""
+    windows = Windows(split, context, device)
+    ids = np.arange(min(windows.count, most))
+    starts = range(0, len(ids), batch_size)
+    return [windows.labelled(ids[start : start + batch_size], kinds) for start in starts]
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -1,5 +1,6 @@
 """Learners: what one step is."""
 
+from heterodox.learner.data_rater import DataRater
 from heterodox.learner.gradient import Gradient
 
-__all__ = ["Gradient"]
+__all__ = ["DataRater", "Gradient"]

@@ -1,7 +1,8 @@
 """The step that all rules share: weights, signal, mean over ranks, clip, update."""
 
 import time
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,22 +13,37 @@ from torch.nn.utils import get_total_norm
 from heterodox.core import config
 from heterodox.core.comm import Comm
 from heterodox.core.protocols import (
+    Costly,
     Credit,
     EvolvingObjective,
+    Foretold,
     LanguageModel,
     Objective,
     Rating,
+    Remarking,
+    Selecting,
     StructuralUpdate,
     Update,
 )
-from heterodox.core.state import Tree
-from heterodox.core.types import Alignment, Batch, Cost, Signal, StepReport, UpdateReport
+from heterodox.core.state import Tree, map_tensors, split
+from heterodox.core.types import (
+    Alignment,
+    Batch,
+    Cost,
+    Diagnosis,
+    LabelledBatch,
+    Origin,
+    Signal,
+    StepReport,
+    UpdateReport,
+)
 from heterodox.learner.window import ModelWindow
 from heterodox.probe.alignment import alignment, exact_gradients
+from heterodox.probe.memory import activation_bytes
 
 
 class Gradient:
-    """One step: `batch → rating.weights → credit.signal → comm.mean → clip → update.apply`.
+    """One step: `batch → rating → credit.signal → comm.mean → clip → update.apply`.
 
     An update that decides which weights there are selects from the signal before the clip.
     """
@@ -99,8 +115,9 @@ class Gradient:
         `probe` also compares the signal with the exact gradient on the same batch, before the update. A
         `dropout_seed` seeds the global random generator for the forward pass, and for the probe's alike.
         """
+        drawn = batch
+        batch, weights = self.rate(drawn)
         _seed(dropout_seed)
-        weights = self.rating.weights(batch)
         signal = self.credit.signal(self.model, batch, weights, self.objective)
         self.comm.mean_([*_tensors(signal), signal.loss, *signal.metrics.values()])
         compared, seconds = self._compare(signal, batch, weights, dropout_seed) if probe else (None, 0.0)
@@ -113,6 +130,7 @@ class Gradient:
         if self._evolving:
             cost += self._evolving.cost(batch)
             told.metrics |= self._evolving.advance()
+        cost += self._cost_of_rating(drawn)
         report = StepReport(signal.loss, norm, cost + told.cost, signal.metrics | told.metrics, compared, seconds)
         report.limits, report.events = signal.limits, told.events
         return report
@@ -128,6 +146,60 @@ class Gradient:
         masked = forward.linear * min(self.num_masked / self._num_multiplying, 1.0)
         share = masked / forward.total * (2 / 3 if self._structure.saw_dense else 1)
         return Cost(masked_flops=round(share * flops))
+
+    def rate(self, batch: Batch) -> tuple[Batch, Float[Tensor, " kept"]]:
+        """What of `batch` is learned from, and how much each example counts."""
+        if isinstance(self.rating, Selecting):
+            batch = self.rating.select(batch)
+        return batch, self.rating.weights(batch)
+
+    def _unrated(self, batch: Batch) -> tuple[Batch, Float[Tensor, " kept"]]:
+        """As many examples of `batch` as are learned from, each with weight 1, without asking the rating."""
+        if isinstance(self.rating, Selecting):
+            size = self.rating.kept(len(batch.ids))
+            batch = Batch(batch.inputs[:size], batch.targets[:size], batch.ids[:size])
+        return batch, torch.ones(batch.ids.shape, device=batch.inputs.device)
+
+    def _cost_of_rating(self, drawn: Batch) -> Cost:
+        return self.rating.cost(drawn) if isinstance(self.rating, Costly) else Cost()
+
+    @property
+    def lr(self) -> float:
+        return self.update.lr
+
+    def settle(self) -> None:
+        pass
+
+    def manifest(self) -> Mapping[str, Origin]:
+        return self.credit.manifest(self.model)
+
+    def remarks(self) -> list[str]:
+        return self.credit.remarks() if isinstance(self.credit, Remarking) else []
+
+    def held_bytes(self, batch: Batch) -> int:
+        untouched = map_tensors(self.credit.state(), torch.clone)
+        held = activation_bytes(self.model, *self._unrated(batch), self.objective, self.credit)
+        self.credit.load_state(untouched)
+        return held
+
+    def foretell(self, batch: Batch) -> Foretold:
+        rule_state, drawn = _bytes(self.credit.state()), batch
+        batch, weights = self._unrated(drawn)
+        held = activation_bytes(self.model, batch, weights, self.objective, self.credit)
+        signal = self.credit.signal(self.model, batch, weights, self.objective)
+        self.update.apply(self._parameters | signal.own_parameters, signal.grads | signal.own_grads, 1.0)
+        sizes = {
+            "weights": _bytes(dict(self.model.state_dict())),
+            "signal": _bytes(signal.grads),
+            "update_state": _bytes(self.update.state()),
+            "rule_state": rule_state,
+            "activations": held,
+        }
+        cost = signal.cost + self._cost_of_rating(drawn)
+        return Foretold(cost, sizes, sum(g.numel() for g in signal.grads.values()))
+
+    def examine(self, examples: Sequence[LabelledBatch]) -> Diagnosis:
+        return Diagnosis()
 
     def _compare(
         self, signal: Signal, batch: Batch, weights: Tensor, dropout_seed: int | None
@@ -151,6 +223,10 @@ class Gradient:
         self.rating.load_state(tree.get("rating", {}))
         self.credit.load_state(tree.get("credit", {}))
         self.update.load_state(tree.get("update", {}))
+
+
+def _bytes(tree: dict[str, Any]) -> int:
+    return sum(tensor.nbytes for tensor in split(tree)[0].values())
 
 
 def _seed(seed: int | None) -> None:

@@ -164,3 +164,15 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     table.add_row("FLOPs", units.count(plan["flops"]))
     table.add_row("epochs of the train split", units.number(plan["epochs"], 2))
     return table
+
+
+def scoring_summary(answer: dict[str, Any]) -> str:
+    """What `heterodox score` found, a line for each thing."""
+    lines = [f"{answer['examples']:,} examples of {answer['split']}: {answer['path']}"]
+    lines.append(f"scores {answer['mean']:.3f} ± {answer['std']:.3f}")
+    for kind, value in answer.get("auc", {}).items():
+        lines.append(f"AUC, {kind}: {value:.3f} (by length and punctuation alone: {answer['auc_surface'][kind]:.3f})")
+    if "index" in answer:
+        noise = f", {answer['noise_kept']:.1%} of them noise" if "noise_kept" in answer else ""
+        lines.append(f"the best {answer['kept']:,}{noise}: {answer['index']}")
+    return "\n".join(lines)

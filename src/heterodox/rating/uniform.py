@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from heterodox.core import config
 from heterodox.core.protocols import Stateless
 from heterodox.core.types import Batch
+from heterodox.rating.base import RatingConfig
 
 
 class Uniform(Stateless):
     """Weight 1 for each example."""
 
-    class Config(config.Config):
+    class Config(RatingConfig):
         name: Literal["uniform"] = "uniform"
 
         def build(self) -> "Uniform":

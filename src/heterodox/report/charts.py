@@ -153,6 +153,42 @@ def monitor_chart() -> dict[str, Any]:
     return plain(chart.properties(width="container", height=300, description="What the rule reports of itself"))
 
 
+def auc_chart(recipes: Sequence[str]) -> dict[str, Any]:
+    """AUC of raters' scores over the steps, a panel for each kind of known noise; one half is chance."""
+    scale = alt.Scale(domain=[0, 1], nice=False)
+    color = alt.Color("recipe:N", scale=alt.Scale(domain=list(recipes)), legend=None)
+    tooltip = ["recipe:N", "seed:N", "kind:N", "step:Q", alt.Tooltip("auc:Q", format=".3f")]
+    lines = (
+        alt.Chart(alt.NamedData(name="aucs"))
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("step:Q", axis=alt.Axis(title="step", grid=False, tickCount=6)),
+            y=alt.Y("auc:Q", scale=scale, axis=alt.Axis(title="AUC, clean over noise", values=[0, 0.25, 0.5, 0.75, 1])),
+            color=color,
+            detail="seed:N",
+            tooltip=tooltip,
+        )
+    )
+    panels = lines.properties(width=300, height=180).facet(alt.Facet("kind:N", title=None), columns=2)
+    return plain(panels.properties(title=alt.TitleParams("Held-out examples, by kind of noise", fontSize=13)))
+
+
+def scores_chart() -> dict[str, Any]:
+    """Histograms of the final scores of held-out examples, clean and noisy ones apart."""
+    bars = (
+        alt.Chart(alt.NamedData(name="scores"))
+        .mark_bar(opacity=0.55)
+        .encode(
+            x=alt.X("low:Q", axis=alt.Axis(title="score", grid=False, tickCount=6)),
+            x2="high:Q",
+            y=alt.Y("share:Q", stack=None, axis=alt.Axis(title="share of the kind", format="%", tickCount=4)),
+            color=alt.Color("kind:N", legend=alt.Legend(title=None, orient="top")),
+            tooltip=["recipe:N", "kind:N", alt.Tooltip("low:Q", format=".3g"), alt.Tooltip("share:Q", format=".1%")],
+        )
+    )
+    return plain(bars.properties(width=300, height=180).facet(alt.Facet("recipe:N", title=None), columns=2))
+
+
 def _references(scale: alt.Scale) -> tuple[alt.Chart, alt.Chart]:
     data = alt.Chart(alt.NamedData(name="references"))
     y = alt.Y("loss:Q", scale=scale)

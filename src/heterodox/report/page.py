@@ -15,13 +15,14 @@ from heterodox.comparison.statistics import is_finite, table
 from heterodox.core.errors import CheckpointError
 from heterodox.report import context, units
 from heterodox.report.alignment import MEASURES, alignment, norm_bound
-from heterodox.report.charts import alignment_chart, final_chart, loss_chart, monitor_chart
+from heterodox.report.charts import alignment_chart, auc_chart, final_chart, loss_chart, monitor_chart, scores_chart
 from heterodox.report.curves import COSTS, curves, finals, span
 from heterodox.report.mask_charts import course_chart, decision_chart, density_chart
 from heterodox.report.masks import COURSES, mask_courses, mask_table, masks
 from heterodox.report.monitor import monitor
 from heterodox.report.origins import origins
 from heterodox.report.palette import styles
+from heterodox.report.rater import raters
 from heterodox.report.reading import headline, remarks
 from heterodox.report.recipes import recipes
 from heterodox.report.study import Study, read_study
@@ -59,7 +60,8 @@ def render(study: Study) -> str:
     references = context.references(study)
     colours = styles(study)
     alignments = alignment(study)
-    data = curves(study) | finals(study, rows) | {"references": references}
+    rated = raters(study)
+    data = curves(study) | finals(study, rows) | {"references": references} | rated
     charts = _charts(study, data, colours, [row["recipe"] for row in ordered if row["val_loss"]])
     masked = masks(study)
     if masked:
@@ -70,6 +72,10 @@ def render(study: Study) -> str:
     monitored = monitor(study)
     if monitored:
         charts["monitor"] = monitor_chart()
+    if rated["aucs"]:
+        charts["rater/auc"] = auc_chart(study.recipes)
+    if rated["scores"]:
+        charts["rater/scores"] = scores_chart()
     template = _environment().get_template("report.html.jinja")
     page = template.render(
         study=study,

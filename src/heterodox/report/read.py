@@ -38,6 +38,7 @@ class Run:
     samples: list[dict[str, Any]] = field(default_factory=list)
     masks: list[dict[str, Any]] = field(default_factory=list)
     candidates: list[dict[str, Any]] = field(default_factory=list)
+    scores: dict[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -59,16 +60,19 @@ def read_run(folder: Path, notes: list[str], row: dict[str, Any] | None = None) 
         notes.append(f"{name}, {row['warnings'][-1]} ({len(row['warnings'])} such warnings in all).")
     manifest = read_json(folder / "manifest.json", dict) if (folder / "manifest.json").is_file() else {}
     samples = read_json(folder / "samples.json", list) if (folder / "samples.json").is_file() else []
-    rows = _metrics(folder / "metrics.jsonl", name, notes)
+    found = _metrics(folder / "metrics.jsonl", name, notes)
+    scores = read_json(folder / "scores.json", dict) if (folder / "scores.json").is_file() else {}
     seed = re.fullmatch(r"seed-(\d+)", folder.name)
     seed = row.get("seed", config.get("seed", int(seed[1]) if seed else 0))
     recipe = str(row.get("recipe") or config.get("name") or folder.parent.name)
     credit = row.get("credit") or manifest.get("credit") or config.get("credit")
     credit = credit.get("name") if isinstance(credit, dict) else credit
     summary = row | {"seed": seed, "credit": credit}
-    evals, probes, steps, masks = ([found[key] for key in sorted(found)] for found in rows[:4])
-    candidates = [rows[4][key] for key in sorted(rows[4])]
-    return Run(recipe, seed, summary, folder, config, text, manifest, evals, probes, steps, samples, masks, candidates)
+    evals, probes, steps, masks = ([rows[key] for key in sorted(rows)] for rows in found[:4])
+    candidates = [found[4][key] for key in sorted(found[4])]
+    return Run(
+        recipe, seed, summary, folder, config, text, manifest, evals, probes, steps, samples, masks, candidates, scores
+    )
 
 
 def _metrics(path: Path, name: str, notes: list[str]) -> tuple[dict, dict, dict, dict, dict]:

@@ -99,8 +99,16 @@
     return draw("chart-final", "final", { finals, singles, references });
   }
 
+  function drawRaters() {
+    const { aucs, scores } = page.data;
+    return Promise.all([
+      document.getElementById("chart-auc") && draw("chart-auc", "rater/auc", { aucs }),
+      document.getElementById("chart-scores") && draw("chart-scores", "rater/scores", { scores }),
+    ]);
+  }
+
   async function drawAll() {
-    await Promise.all([drawFinal(), drawLoss(), drawAlignment(), drawMonitor(), drawMasks()]);
+    await Promise.all([drawFinal(), drawLoss(), drawAlignment(), drawMonitor(), drawMasks(), drawRaters()]);
     document.documentElement.dataset.ready = "true";
   }
 

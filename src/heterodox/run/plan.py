@@ -5,6 +5,7 @@ that a CPU would choose.
 """
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -12,9 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from heterodox.core.comm import Solo
 from heterodox.core.protocols import Stateless
-from heterodox.core.state import split
 from heterodox.core.types import Batch
-from heterodox.probe.memory import activation_bytes
 from heterodox.recipe import Recipe
 from heterodox.run.session import build_learner, build_model
 
@@ -28,18 +27,12 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     with FakeTensorMode():
         model = build_model(recipe, dataset.tokenizer.vocab_size, "cpu")
 
-        def blank(split: str, batch_size: int, order: str | int = 0) -> _Blank:
+        def blank(split: str, batch_size: int, order: str | int = 0, *, whole: bool = False) -> _Blank:
             return _Blank(batch_size, recipe.model.context)
 
         learner = build_learner(recipe, model, Solo(), blank)
-        batch = blank("train", recipe.run.batch_size).next_batch()
-        weights = learner.rating.weights(batch)
-        rule_state = _bytes(learner.credit.state())
-        held = activation_bytes(model, batch, weights, learner.objective, learner.credit)
-        signal = learner.credit.signal(model, batch, weights, learner.objective)
-        parameters = dict(model.named_parameters()) | signal.own_parameters
-        learner.update.apply(parameters, signal.grads | signal.own_grads, 1.0)
-    cost, budget = signal.cost, recipe.run.budget
+        foretold = learner.foretell(blank("train", recipe.rating.drawn(recipe.run.batch_size)).next_batch())
+    cost, sizes, budget = foretold.cost, foretold.memory_bytes, recipe.run.budget
     per_step = {
         "steps": 1.0,
         "tokens": cost.tokens + cost.meta_tokens,
@@ -47,18 +40,11 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "seconds": math.inf,
     }[budget.unit]
     steps = math.ceil(budget.limit / per_step) if math.isfinite(per_step) else None
-    sizes = {
-        "weights": _bytes(dict(model.state_dict())),
-        "signal": _bytes(signal.grads),
-        "update_state": _bytes(learner.update.state()),
-        "rule_state": rule_state,
-        "activations": held,
-    }
     windows = (len(dataset.splits["train"].tokens) - 1) // recipe.model.context
     return {
         "recipe": recipe.name,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "trained_parameters": sum(g.numel() for g in signal.grads.values()),
+        "trained_parameters": foretold.trained_parameters,
         "memory_bytes": sizes | {"total": sum(sizes.values())},
         "per_step": {"tokens": cost.tokens, "meta_tokens": cost.meta_tokens, "flops": cost.flops},
         "steps": steps,
@@ -72,7 +58,9 @@ def plan(recipe: Recipe) -> dict[str, Any]:
 
 
 class _Blank(Stateless):
-    """Batches of the right shape, traced rather than read."""
+    """Batches of the right shape, traced rather than read; there are always enough of them."""
+
+    examples_per_epoch = sys.maxsize
 
     def __init__(self, batch_size: int, context: int) -> None:
         self._shape = batch_size, context
@@ -80,7 +68,3 @@ class _Blank(Stateless):
     def next_batch(self) -> Batch:
         tokens = torch.zeros(self._shape, dtype=torch.long)
         return Batch(tokens, tokens.clone(), torch.zeros(len(tokens), dtype=torch.long))
-
-
-def _bytes(tree: dict[str, Any]) -> int:
-    return sum(tensor.nbytes for tensor in split(tree)[0].values())

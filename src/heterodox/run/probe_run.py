@@ -10,6 +10,7 @@ from heterodox.core.comm import Solo
 from heterodox.core.errors import CheckpointError
 from heterodox.core.rng import Streams
 from heterodox.core.types import Alignment
+from heterodox.learner import Gradient
 from heterodox.probe import alignment, exact_gradients
 from heterodox.run.load import load_run
 from heterodox.run.session import build_learner, supply_of
@@ -27,15 +28,17 @@ def probe_run(path: Path, checkpoint: str | None = None, num_batches: int = 1) -
         raise CheckpointError(f"{path} was trained on another corpus than the one that its recipe names now")
     streams, comm = Streams(run.recipe.seed), Solo()
     supply = supply_of(run.recipe, dataset, streams, comm)
-    learner = build_learner(run.recipe, run.model, comm, supply)
+    learner = build_learner(run.recipe, run.model, comm, supply, dataset.tokenizer.fingerprint)
+    if not isinstance(learner, Gradient):
+        raise CheckpointError(f"{path} is a run of the learner {run.recipe.learner.name}: it has no signal to compare")
     learner.load_state(run.learner_state)
     run.model.train()
-    loader = supply("train", run.recipe.run.batch_size)
+    loader = supply("train", run.recipe.rating.drawn(run.recipe.run.batch_size))
     loader.load_state(run.loader_state)
     reports: list[Alignment] = []
     for index in range(num_batches):
         batch = loader.next_batch()
-        weights = learner.rating.weights(batch)
+        batch, weights = learner.rate(batch)
         seed = streams.derive("dropout", run.step + 1 + index, 0)  # that of the step which would take this batch
         with torch.random.fork_rng():
             torch.manual_seed(seed)

@@ -12,14 +12,14 @@ import torch
 
 from heterodox.core.comm import Comm, local_rank
 from heterodox.core.errors import RecipeError
-from heterodox.core.protocols import LanguageModel, Remarking
+from heterodox.core.protocols import LanguageModel, Learner
 from heterodox.core.rng import Streams
 from heterodox.core.services import Batches, Connected, Services, Supply, no_supply
-from heterodox.core.types import Batch
-from heterodox.data import Dataset, Loader, evaluation_batches
-from heterodox.learner import Gradient
+from heterodox.core.types import Batch, LabelledBatch
+from heterodox.data import Dataset, Loader, evaluation_batches, labelled_batches
 from heterodox.recipe import Recipe
 from heterodox.run.config import DEVICES
+from heterodox.run.saved import open_run
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 
@@ -34,7 +34,7 @@ class Session:
     comm: Comm
     dataset: Dataset
     model: LanguageModel
-    learner: Gradient
+    learner: Learner
     loader: Batches
 
     @cached_property
@@ -58,6 +58,15 @@ class Session:
         )
 
     @cached_property
+    def labelled_batches(self) -> list[LabelledBatch]:
+        """Windows of val with the noise that train has, on every rank alike; none where train has none."""
+        noisy = self.dataset.noisy("val")
+        if noisy is None:
+            return []
+        run, context = self.recipe.run, self.recipe.model.context
+        return labelled_batches(noisy, self.dataset.kinds, context, run.eval_batch_size, self.device)
+
+    @cached_property
     def prompt(self) -> list[int]:
         """The tokens before the sample at the end of the run: `run.sampling.prompt`, or the first of val."""
         text = self.recipe.run.sampling.prompt
@@ -75,9 +84,7 @@ class Session:
 
     def manifest(self) -> dict[str, Any]:
         """What `manifest.json` holds: for each parameter where its signal comes from, its shape and its size."""
-        credit = self.learner.credit
-        origins = credit.manifest(self.model)
-        remarks = credit.remarks() if isinstance(credit, Remarking) else []
+        origins, remarks = self.learner.manifest(), self.learner.remarks()
         return {
             "credit": self.recipe.credit.name,
             "update": self.recipe.update.name,
@@ -132,33 +139,43 @@ def build_model(recipe: Recipe, vocab_size: int, device: str) -> LanguageModel:
     return model
 
 
-def build_learner(recipe: Recipe, model: LanguageModel, comm: Comm, supply: Supply = no_supply) -> Gradient:
-    """The recipe's four parts around `model`, each connected to the services of the run if it asks for them."""
+def build_learner(
+    recipe: Recipe,
+    model: LanguageModel,
+    comm: Comm,
+    supply: Supply = no_supply,
+    tokenizer_sha256: str | None = None,
+) -> Any:
+    """The recipe's learner of its four parts around `model`, each connected to the run's services if it asks for them.
+
+    It is a `core.protocols.Learner`; which one, the recipe says.
+    """
     streams = Streams(recipe.seed)
-    services = Services(model, streams, comm, supply, recipe.run.budget.steps)
+    services = Services(model, streams, comm, supply, recipe.run.budget.steps, open_run, tokenizer_sha256)
     parts: dict[str, Any] = {
         "objective": recipe.objective.build(),
         "rating": recipe.rating.build(),
         "credit": recipe.credit.build(model, streams),
         "update": recipe.update.build(),
     }
-    for part in parts.values():
+    learner = recipe.learner.build(model=model, comm=comm, **parts)
+    for part in (*parts.values(), learner):
         if isinstance(part, Connected):
             part.connect(services)
-    return recipe.learner.build(model=model, comm=comm, **parts)
+    return learner
 
 
 def supply_of(recipe: Recipe, dataset: Dataset, streams: Streams, comm: Comm, device: str = "cpu") -> Supply:
     """Opens batches of `dataset` for this rank."""
 
-    def supply(split: str, batch_size: int, order: str | int = 0) -> Loader:
+    def supply(split: str, batch_size: int, order: str | int = 0, *, whole: bool = False) -> Loader:
         return Loader(
             dataset.splits[split],
             context=recipe.model.context,
             batch_size=batch_size,
             streams=streams,
-            rank=comm.rank,
-            world_size=comm.world_size,
+            rank=0 if whole else comm.rank,
+            world_size=1 if whole else comm.world_size,
             device=device,
             order=order,
         )
@@ -174,9 +191,9 @@ def open_session(recipe: Recipe, comm: Comm, device: str) -> Session:
     dataset = recipe.data.build()
     model = build_model(recipe, dataset.tokenizer.vocab_size, device)
     supply = supply_of(recipe, dataset, streams, comm, device)
-    learner = build_learner(recipe, model, comm, supply)
+    learner = build_learner(recipe, model, comm, supply, dataset.tokenizer.fingerprint)
     learner.begin()
-    loader = supply("train", recipe.run.batch_size)
+    loader = supply("train", recipe.rating.drawn(recipe.run.batch_size))
     session = Session(recipe, device, streams, comm, dataset, model, learner, loader)
     # Too short a split or a prompt that cannot be written shows here, before anything is.
     _ = session.val_batches, session.test_batches, session.prompt

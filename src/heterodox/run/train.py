@@ -19,6 +19,7 @@ from heterodox.model import generate
 from heterodox.recipe import Recipe
 from heterodox.run.evaluation import bits_per_byte, evaluate
 from heterodox.run.folder import FREE, RunFolder, first_difference, writing
+from heterodox.run.histogram import score_histogram
 from heterodox.run.interrupt import Interrupt
 from heterodox.run.recorder import Observer
 from heterodox.run.session import Session, choose_device, open_session, set_threads
@@ -81,6 +82,8 @@ def train(
             if comm.rank == 0:
                 if status == "finished":
                     folder.write_json("samples.json", _samples(session))
+                    if histogram := score_histogram(session):
+                        folder.write_json("scores.json", histogram)
                 folder.write_json("summary.json", summary)
     return Run(out, summary, session.model, interrupt.received)
 

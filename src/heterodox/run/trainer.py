@@ -10,7 +10,6 @@ import torch
 from heterodox.core.errors import CheckpointError
 from heterodox.core.state import map_tensors, restore
 from heterodox.core.types import Diagnosis
-from heterodox.probe.memory import activation_bytes
 from heterodox.run.budget import Progress, lr_scale
 from heterodox.run.evaluation import bits_per_byte, evaluate
 from heterodox.run.folder import RunFolder
@@ -69,14 +68,10 @@ class Trainer:
 
     def _begin(self) -> None:
         """Measure what the rule holds, evaluate the untrained model and write the first checkpoint."""
-        session, credit = self.session, self.session.learner.credit
+        session = self.session
         batch = session.loader.next_batch()
         session.loader.load_state({"position": 0})
-        untouched = map_tensors(credit.state(), torch.clone)
-        self.activation_bytes = activation_bytes(
-            session.model, batch, session.learner.rating.weights(batch), session.learner.objective, credit
-        )
-        credit.load_state(untouched)
+        self.activation_bytes = session.learner.held_bytes(batch)
         self._evaluate()
         self._checkpoint()
 
@@ -93,7 +88,7 @@ class Trainer:
         )
         self.progress.seconds += self._agreed(self._now() - began - report.probe_seconds)
         self.progress.advance(report.cost, session.comm.world_size)
-        self.recorder.add(self.progress.as_dict(), session.recipe.update.lr * scale, report)
+        self.recorder.add(self.progress.as_dict(), session.learner.lr * scale, report)
 
     def _now(self) -> float:
         if self.session.device != "cpu":
@@ -109,6 +104,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         self.recorder.flush()
+        self.session.learner.settle()
         loss = evaluate(self.session.model, self.session.val_batches, self.session.comm)
         if not math.isfinite(loss):
             raise Diverged(f"The validation loss became {loss} at step {self.progress.step}. {REMEDIES}")
@@ -122,15 +118,22 @@ class Trainer:
             self.recorder.tell({"kind": "warning", "step": self.progress.step, "text": text})
 
     def _diagnose(self) -> Diagnosis:
-        """What the model says of itself on the first batch of val; only rank 0 asks."""
+        """What the learner says of held-out noise, and the model of itself on the first batch of val.
+
+        Only rank 0 asks the model.
+        """
+        examined = self.session.learner.examine(self.session.labelled_batches)
         batches = self.session.val_batches
         if self.session.comm.rank or not len(batches):
-            return Diagnosis()
-        return self.session.model.diagnose(batches[0].to(self.session.device).inputs)
+            return examined
+        found = self.session.model.diagnose(batches[0].to(self.session.device).inputs)
+        return Diagnosis(examined.values | found.values, examined.warnings + found.warnings)
 
     def _checkpoint(self) -> None:
         self.recorder.flush()
         session = self.session
+        session.learner.settle()
+        learned = session.learner.state()
         if not all(bool(tensor.isfinite().all()) for tensor in session.model.state_dict().values()):
             raise Diverged(f"The weights are no longer finite after step {self.progress.step}. {REMEDIES}")
         if session.comm.rank == 0:
@@ -143,7 +146,7 @@ class Trainer:
                 "warnings": self.warnings,
                 "corpus_sha256": session.dataset.corpus_sha256,
             }
-            state = {"learner": session.learner.state(), "loader": session.loader.state()}
+            state = {"learner": learned, "loader": session.loader.state()}
             model = dict(session.model.state_dict())
             self.folder.checkpoints.save(self.progress.step, model, state, values)
         session.comm.barrier()

@@ -18,6 +18,10 @@ class Prefetch:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._waiting: tuple[Tree, Batch] | None = None
 
+    @property
+    def examples_per_epoch(self) -> int:
+        return self.batches.examples_per_epoch
+
     def next_batch(self) -> Batch:
         if self._stream is None:
             return self.batches.next_batch()

@@ -1,0 +1,158 @@
+"""The meta-gradient through T AdamW steps of a 0.8 M-parameter GPT: time and peak memory, ours and others'.
+
+    python bench/meta_gradient.py --steps 4 16 64 256 --methods sqrt binomial all unroll higher torchopt
+
+Each measurement is a process of its own: its peak resident memory less what it held before the gradient, and the
+seconds of one gradient. Every contestant trains the same model on the same weighted batches by the same AdamW (no clip,
+which the others lack) and differentiates the same validation loss in the weights; the sum of what it found is printed,
+so that one sees that they agree. `unroll` is autograd through every step, without a library. A contestant that needs
+more than --limit-gb is stopped. higher and torchopt come with the `bench` extra.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from timing import random_batches
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from heterodox.core.rng import Streams
+from heterodox.core.types import Batch
+from heterodox.meta import InnerAdamW, meta_gradient
+from heterodox.model import GPT
+from heterodox.objective import CrossEntropy
+
+LR, BETAS, EPS, DECAY, EPS_ROOT = 1e-3, (0.9, 0.99), 1e-8, 0.1, 1e-12
+OURS = ("sqrt", "binomial", "all")
+Problem = tuple[GPT, list[Batch], list[Batch], list[Tensor]]
+
+
+def losses(model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+    return CrossEntropy().losses(model(batch.inputs), batch)
+
+
+def problem(options: argparse.Namespace, steps: int) -> Problem:
+    """The model, training and validation batches, and the weights of the examples at each step."""
+    model = GPT.Config().build(options.vocab, Streams(0))
+    batches = random_batches(options.vocab, options.batch, 64, steps + 1)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.rand(options.batch, generator=generator).requires_grad_() for _ in range(steps)]
+    return model, batches[:-1], batches[-1:], weights
+
+
+def ours(given: Problem, schedule: str) -> list[Tensor]:
+    model, batches, validation, weights = given
+    by_batch = {id(batch): w.detach() for batch, w in zip(batches, weights, strict=True)}
+    update = InnerAdamW(LR, BETAS, EPS, EPS_ROOT, DECAY)
+    found = meta_gradient(
+        model, losses, batches, lambda batch: by_batch[id(batch)], validation, update, schedule=schedule
+    )
+    return found.weight_grads
+
+
+def unroll(given: Problem) -> list[Tensor]:
+    model, batches, validation, weights = given
+    names = [name for name, _ in model.named_parameters()]
+    theta = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
+    m, v = [torch.zeros_like(p) for p in theta], [torch.zeros_like(p) for p in theta]
+
+    def at(values: list[Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda tokens: functional_call(model, dict(zip(names, values, strict=True)), (tokens,))
+
+    for t, (batch, w) in enumerate(zip(batches, weights, strict=True), start=1):
+        grads = torch.autograd.grad((w * losses(at(theta), batch)).mean(), theta, create_graph=True)
+        m = [BETAS[0] * a + (1 - BETAS[0]) * g for a, g in zip(m, grads, strict=True)]
+        v = [BETAS[1] * a + (1 - BETAS[1]) * g * g for a, g in zip(v, grads, strict=True)]
+        c1, c2 = 1 - BETAS[0] ** t, 1 - BETAS[1] ** t
+        theta = [
+            p * (1 - LR * DECAY) - LR / c1 * a / ((b / c2 + EPS_ROOT).sqrt() + EPS)
+            for p, a, b in zip(theta, m, v, strict=True)
+        ]
+    return list(torch.autograd.grad(losses(at(theta), validation[0]).mean(), weights))
+
+
+def by_higher(given: Problem) -> list[Tensor]:
+    import higher
+
+    model, batches, validation, weights = given
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY)
+    with higher.innerloop_ctx(model, optimizer, copy_initial_weights=True) as (inner, steps):
+        for batch, w in zip(batches, weights, strict=True):
+            steps.step((w * losses(inner, batch)).mean())
+        return list(torch.autograd.grad(losses(inner, validation[0]).mean(), weights))
+
+
+def by_torchopt(given: Problem) -> list[Tensor]:
+    import torchopt
+
+    model, batches, validation, weights = given
+    optimizer = torchopt.MetaAdamW(model, lr=LR, betas=BETAS, eps=EPS, eps_root=EPS_ROOT, weight_decay=DECAY)
+    for batch, w in zip(batches, weights, strict=True):
+        optimizer.step((w * losses(model, batch)).mean())
+    return list(torch.autograd.grad(losses(model, validation[0]).mean(), weights))
+
+
+def measure(method: str, steps: int, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds, peak bytes and a checksum, within this process."""
+    torch.set_num_threads(options.threads)
+    if options.limit_gb:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(options.limit_gb * 2**30),) * 2)
+    with sdpa_kernel(SDPBackend.MATH):  # the one kernel that can be differentiated twice
+        warm = problem(options, 1)
+        contestants = {"unroll": unroll, "higher": by_higher, "torchopt": by_torchopt}
+        run = contestants.get(method) or (lambda given: ours(given, method))
+        run(warm)
+        given = problem(options, steps)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        began, cpu = time.perf_counter(), time.process_time()
+        grads = run(given)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"seconds": seconds, "cpu": cpu, "peak": 1024.0 * peak, "sum": float(torch.stack(grads).abs().sum())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 16, 64, 256])
+    parser.add_argument("--methods", nargs="+", default=[*OURS, "unroll", "higher", "torchopt"])
+    for name, default in {"batch": 12, "vocab": 65, "threads": 1, "rounds": 1}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--limit-gb", type=float, default=16.0)
+    parser.add_argument("--one", nargs=2, metavar=("METHOD", "STEPS"), help="measure one in this process")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one[0], int(options.one[1]), options)))
+        return
+    print(f"torch {torch.__version__}, batch {options.batch}, {options.threads} threads, medians of {options.rounds}")
+    print(f"{'T':>5} {'method':10}{'seconds':>9}{'CPU s':>8}{'peak MB':>9}{'Σ|∂L/∂w|':>14}")
+    for steps in options.steps:
+        for method in options.methods:
+            command = [sys.executable, *sys.argv, "--one", method, str(steps)]
+            rows, error = [], ""
+            for _ in range(options.rounds):
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    error = (done.stderr.strip().splitlines() or ["killed"])[-1][:80]
+                    break
+                rows.append(json.loads(done.stdout.splitlines()[-1]))
+            if not rows:
+                print(f"{steps:5} {method:10} {error}", flush=True)
+                continue
+            cells = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+            print(
+                f"{steps:5} {method:10}{cells['seconds']:9.2f}{cells['cpu']:8.2f}{cells['peak'] / 1e6:9.0f}"
+                f"{cells['sum']:14.6g}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Meta-learn which examples to train on: a rater whose weights make inner models better at held-out text.
+
+    θ ← AdamW(θ, clip(∇ mean_i w_i ℓ_i(θ))),   w = weighting(R(x; φ));      φ ← φ − Adam(∂L_meta(θ after the window)/∂φ)
+
+The product of such a run is the rater (`rating: data_rater` loads it); what is evaluated as the run's model is inner
+model number 0. Of each round's `inner_steps` the last `backprop_steps` are differentiated, by an explicit adjoint
+through the optimizer's steps (`heterodox.meta.gradient`), whose memory grows by a few stored states only.
+`credit` must be backprop; `update` is the inner models' optimizer; the run's schedule scales the rater's learning rate.
+The run's own batches are only scored, for the log: inner models draw theirs from `train` and are judged on `meta`.
+
+Reference: Calian et al., "DataRater: Meta-learned dataset curation", 2025. We deviate in going through AdamW with clip
+exactly rather than through a mixed-mode approximation, and in what the window may be: 1500 steps are possible.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from heterodox.core import config
+from heterodox.core.comm import Comm
+from heterodox.core.held import measure_held_bytes
+from heterodox.core.protocols import Credit, Foretold, LanguageModel, Objective, Rating, Update
+from heterodox.core.services import Services
+from heterodox.core.state import Tree
+from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Origin, StepReport
+from heterodox.meta.auc import auc_by_kind
+from heterodox.meta.cost import round_cost, step_cost, stored_bytes
+from heterodox.meta.options import MetaOptions, surrogates
+from heterodox.meta.steps import InnerAdamW, InnerSGD, InnerUpdate
+from heterodox.meta.trainer import EXPLODED, MetaTrainer
+from heterodox.update import SGD, AdamW
+
+
+class DataRater:
+    """One step is one step of every inner model, or the end of a round."""
+
+    class Config(MetaOptions):
+        name: Literal["data_rater"] = "data_rater"
+
+        def refusals(self, recipe: config.Config) -> list[str]:
+            return _refusals(recipe)
+
+        def build(
+            self,
+            *,
+            model: LanguageModel,
+            objective: Objective,
+            rating: Rating,
+            credit: Credit,
+            update: Update,
+            comm: Comm,
+        ) -> "DataRater":
+            return DataRater(model, objective, credit, update, MetaOptions(**self.model_dump(exclude={"name"})))
+
+    trainer: MetaTrainer
+
+    def __init__(
+        self, model: LanguageModel, objective: Objective, credit: Credit, update: Update, options: MetaOptions
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.credit = credit
+        self.options = options
+        self.inner = inner_update(update, model, eps_root=options.eps_root, warmup=options.inner_warmup)
+
+    def connect(self, services: Services) -> None:
+        self.trainer = MetaTrainer(self.options, services, self.objective, self.inner)
+
+    @property
+    def lr(self) -> float:
+        return self.options.lr
+
+    def step(
+        self, batch: Batch, *, lr_scale: float = 1.0, probe: bool = False, dropout_seed: int | None = None
+    ) -> StepReport:
+        """A step of the population; `batch` is scored for the log. There is no signal to `probe`."""
+        found = self.trainer.step(lr_scale)
+        scores = self.trainer.scores(batch)
+        described = self.trainer.weigh_scores.describe(scores)
+        self.trainer.services.comm.mean_(list(described.values()))
+        cost = found.cost + Cost(flops=self.trainer.scoring_flops(batch))
+        return StepReport(found.loss, found.grad_norm, cost, found.metrics | described)
+
+    def settle(self) -> None:
+        weights = self.trainer.population.first_weights()
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        with torch.no_grad():
+            for parameter, piece in zip(parameters, weights.split([p.numel() for p in parameters]), strict=True):
+                parameter.copy_(piece.view_as(parameter))
+
+    def manifest(self) -> Mapping[str, Origin]:
+        return self.credit.manifest(self.model)
+
+    def begin(self) -> None:
+        pass
+
+    def remarks(self) -> list[str]:
+        return []
+
+    @property
+    def num_masked(self) -> int:
+        return 0
+
+    @property
+    def search_seconds(self) -> float:
+        return 0.0
+
+    def held_bytes(self, batch: Batch) -> int:
+        """Of one Hessian-vector product, and of the states that a window stores."""
+        problem, state = self.trainer.population.problem, self._first_state()
+        weights = state.weights.new_ones(len(batch.ids))
+        with measure_held_bytes([*problem.parameters, *problem.model.buffers()]) as held:
+            problem.second_order(batch, weights, 0, lambda gradient: gradient)
+        return held.peak + stored_bytes(self.options, state.weights, 1 + len(state.moments))
+
+    def foretell(self, batch: Batch) -> Foretold:
+        """By formula: a window of many steps is not traced. A mean over the steps of a round."""
+        options, trainer, state = self.options, self.trainer, self._first_state()
+        members = len(trainer.population.mine)
+        plain = options.inner_steps - options.backprop_steps
+        total = round_cost(options, self.model, trainer.rater, members)
+        for _ in range(plain):
+            total += step_cost(options, self.model, trainer.rater, members)
+        steps, scoring = plain + 1, trainer.scoring_flops(batch)
+        cost = Cost(total.tokens // steps, total.meta_tokens // steps, total.flops // steps + scoring)
+        vector, rater = state.weights.nbytes, trainer.average.nbytes
+        sizes = {
+            "weights": sum(tensor.nbytes for tensor in self.model.state_dict().values()),
+            "inner_models": members * (1 + len(state.moments)) * vector,
+            "rater": (2 + 2 * members) * rater,
+            "activations": self.held_bytes(batch),
+        }
+        return Foretold(cost, sizes, len(state.weights))
+
+    def examine(self, examples: Sequence[LabelledBatch]) -> Diagnosis:
+        """AUC of the scores by kind of noise, on held-out examples, and whether the adjoint has exploded."""
+        values: dict[str, float] = {}
+        if examples:
+            scores = np.concatenate([self.trainer.scores(e.batch).float().cpu().numpy() for e in examples])
+            labels = np.concatenate([e.labels.cpu().numpy() for e in examples])
+            found = auc_by_kind(scores, labels, examples[0].kinds)
+            values = {f"auc_{kind}": value for kind, value in found.items()}
+        growth, self.trainer.growth = self.trainer.growth, 1.0
+        if growth <= EXPLODED:
+            return Diagnosis(values)
+        text = (
+            f"the adjoint grew {growth:.3g} times along a window of {self.options.backprop_steps} steps: the "
+            "meta-gradient is that of a chaotic run; shorten backprop_steps or lower update.lr"
+        )
+        return Diagnosis(values, [text])
+
+    def scores(self, batch: Batch) -> Float[Tensor, " batch"]:
+        """By the averaged rater."""
+        return self.trainer.scores(batch)
+
+    def _first_state(self) -> Any:
+        return next(iter(self.trainer.population.states.values()))
+
+    def state(self) -> Tree:
+        return {"meta": self.trainer.state(), "credit": self.credit.state(), "objective": self.objective.state()}
+
+    def load_state(self, tree: Tree) -> None:
+        self.objective.load_state(tree.get("objective", {}))
+        self.credit.load_state(tree.get("credit", {}))
+        self.trainer.load_state(tree.get("meta", {}))
+
+
+def inner_update(update: Update, model: LanguageModel, *, eps_root: float = 0.0, warmup: int = 0) -> InnerUpdate:
+    """The same optimizer in a form that can be walked backwards. Raises `TypeError` for one that has none."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if isinstance(update, SGD):
+        return InnerSGD(update.lr, update.momentum, update.nesterov, update.weight_decay, warmup)
+    if not isinstance(update, AdamW):
+        raise TypeError(f"there is no way backwards through {type(update).__name__}")
+    decay: float | Tensor = update.weight_decay
+    if update.decay == "matrices":
+        decay = torch.cat([torch.full_like(p.detach(), float(p.ndim >= 2)).flatten() for p in parameters]) * decay
+    return InnerAdamW(update.lr, update.betas, update.eps, eps_root, decay, warmup)
+
+
+def _refusals(recipe: Any) -> list[str]:
+    reasons = []
+    wanted = {"credit": ["backprop"], "model": ["gpt"], "rating": ["uniform"], "update": ["adamw", "sgd"]}
+    wanted |= {"objective": ["cross_entropy"]}
+    for slot, names in wanted.items():
+        name = getattr(recipe, slot).name
+        if name not in names:
+            reasons.append(f"learner data_rater needs {slot} {' or '.join(names)}, found {name}")
+    if recipe.model.name == "gpt":
+        reasons += surrogates(recipe.model, "learner data_rater")
+    if recipe.run.compile:
+        reasons.append("run.compile is on, but compiled models cannot be differentiated twice; turn it off")
+    return reasons

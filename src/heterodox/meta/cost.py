@@ -1,0 +1,64 @@
+"""What meta-training consumes. A Hessian-vector product takes nine forward passes' worth of matrix products.
+
+Forward 1, the gradient 2, and backwards through both of these 6: for y = Wx those are the derivatives of y, of Wᵀδ and
+of δxᵀ in each of their two factors.
+"""
+
+import torch
+
+from heterodox.core.protocols import LanguageModel
+from heterodox.core.types import Batch, Cost
+from heterodox.meta.options import MetaOptions
+from heterodox.meta.rater import Rater
+from heterodox.meta.schedule import moves
+
+CURVATURE = 9
+
+
+def scoring_flops(rater: Rater, batch: Batch) -> int:
+    """Of one forward pass of the rater."""
+    return rater.forward_flops(*batch.inputs.shape).total
+
+
+def step_cost(options: MetaOptions, model: LanguageModel, rater: Rater, members: int) -> Cost:
+    """Of a step of so many inner models that is not differentiated."""
+    size, context = options.batch_size, model.context
+    flops = model.forward_flops(size, context).with_backward + _weighing(options, rater, size, context)
+    return Cost(tokens=members * size * context, flops=members * flops)
+
+
+def round_cost(options: MetaOptions, model: LanguageModel, rater: Rater, members: int) -> Cost:
+    """Of the window of so many inner models, and the rater's step. Steps taken again cost FLOPs, but no tokens."""
+    size, context, window = options.batch_size, model.context, options.backprop_steps
+    plan = [move for move, _ in moves(options.schedule, window, options.slots)]
+    inner = model.forward_flops(size, context)
+    pieces = size > (options.micro_batch or size)
+    flops = (plan.count("advance") + window * pieces) * inner.with_backward + window * CURVATURE * inner.total
+    flops += window * _weighing(options, rater, size, context)
+    scoring = rater.forward_flops(size, context)
+    learns = options.control in (None, "shuffled")
+    flops += window * learns * scoring.with_backward
+    flops += ((options.control == "auxiliary") + bool(options.weighting.entropy)) * scoring.with_backward
+    validation = model.forward_flops(options.val_batch_size, context).with_backward
+    flops += options.val_batches * validation
+    tokens = context * members
+    return Cost(
+        tokens=tokens * size * window,
+        meta_tokens=tokens * options.val_batches * options.val_batch_size,
+        flops=members * flops,
+    )
+
+
+def _weighing(options: MetaOptions, rater: Rater, size: int, context: int) -> int:
+    if options.control in ("constant", "auxiliary"):
+        return 0
+    return rater.forward_flops(size, context).total
+
+
+def stored_bytes(options: MetaOptions, state: torch.Tensor, num_vectors: int) -> int:
+    """Of the states that a window stores at a time."""
+    now = most = 0
+    for move, _ in moves(options.schedule, options.backprop_steps, options.slots):
+        now += (move == "store") - (move == "drop")
+        most = max(most, now)
+    return most * num_vectors * state.nbytes

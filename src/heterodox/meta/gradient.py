@@ -1,0 +1,186 @@
+"""The derivative of a validation loss in what weighted the training examples, through many optimizer steps.
+
+    θ_{t+1} = step(θ_t, clip(g_t)),   g_t = ∇ mean_i(w_ti ℓ_i(θ_t)),   w_t = weighting(batch_t; φ)
+    ∂L_val(θ_T)/∂w_ti = ⟨∇ℓ_i(θ_t), λ_g⟩/n,   λ ← pull(λ),   λ_θ ← λ_θ + ∇²(mean_i w_ti ℓ_i) λ_g
+
+An explicit adjoint instead of a graph through time. Forwards no graph is kept, only a few states as the schedule says;
+backwards, states are restored, steps in between taken again, and (λ_θ, λ_m, λ_v) is carried through each step of the
+optimizer with one Hessian-vector product. That product's own pass yields the derivative in each example's weight, so no
+per-example gradient is formed, and what computes the weights never enters second-order differentiation: it is asked for
+one ordinary backward pass per step. Memory is that of one step and of the stored states.
+
+Reference: Maclaurin, Duvenaud and Adams, "Gradient-based hyperparameter optimization through reversible learning", ICML
+2015, for the adjoint of training; Calian et al., "DataRater: Meta-learned dataset curation", 2025, for its use.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from heterodox.meta.problem import Losses, WeightedLoss, num_examples
+from heterodox.meta.schedule import Schedule, moves
+from heterodox.meta.steps import Adjoint, Flat, InnerState, InnerUpdate, clip, pull_clip
+
+Weighting = Callable[[Any], Float[Tensor, " batch"]]
+"""Of a batch: one weight per example. What it depends on is up to it."""
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """What `meta_gradient` found.
+
+    `grads` are the derivatives of `val_loss` in the given parameters of the weighting, in their order, and
+    `weight_grads` those in the weights themselves, step by step. `losses` are the examples' in each step, `weights`
+    theirs. `adjoint_norms` holds ‖λ_θ‖ behind each step, the last first. `state` is the one behind the last step.
+    """
+
+    val_loss: Float[Tensor, ""]
+    grads: list[Tensor]
+    weight_grads: list[Tensor]
+    losses: list[Tensor]
+    weights: list[Tensor]
+    adjoint_norms: Float[Tensor, " steps"]
+    state: InnerState
+    num_advances: int
+    """Steps taken forwards, those taken again included."""
+
+
+def meta_gradient(
+    model: nn.Module,
+    losses: Losses,
+    batches: Sequence[Any],
+    weighting: Weighting,
+    validation: Sequence[Any],
+    update: InnerUpdate,
+    *,
+    parameters: Sequence[Tensor] | None = None,
+    start: InnerState | None = None,
+    clip_norm: float | None = None,
+    schedule: Schedule = "sqrt",
+    slots: int | None = None,
+    micro_batch: int | None = None,
+    seed: int | None = None,
+) -> MetaGradient:
+    """∂L_val/∂φ after one training step per batch in `batches`, each on mean(weighting(batch) · losses(model, batch)).
+
+    `losses(model, batch)` gives one loss per example, twice differentiable in the model's parameters; L_val is the mean
+    of the `validation` batches' mean losses. `weighting(batch)` gives one weight per example; φ are `parameters`, by
+    default those of `weighting` if it is a module. `update` is an `InnerAdamW` or `InnerSGD`, which begins at `start`
+    or else afresh at the model's weights, and gradients are clipped to `clip_norm`. `schedule` says which states are
+    kept (`slots`: how many, for `binomial`), `micro_batch` how many examples go through the model at a time; neither
+    changes the result. `seed` makes dropout repeatable.
+
+    The model ends with the trained weights, `state.weights`, and in the mode in which it came. Buffers are not tracked:
+    a model whose forward pass changes them has no exact meta-gradient here.
+    """
+    if parameters is None:
+        parameters = list(weighting.parameters()) if isinstance(weighting, nn.Module) else []
+    if not validation:
+        raise ValueError("no validation batch: there is nothing to differentiate")
+    problem = WeightedLoss(model, losses, micro_batch=micro_batch, seed=seed)
+    walk = _Walk(problem, batches, weighting, list(parameters), update, clip_norm)
+    state, adjoint, stored = start or update.begin(problem.weights()), None, {}
+    val_loss, end = torch.zeros(()), state
+    for move, step in moves(schedule, len(batches), slots):
+        match move:
+            case "store":
+                stored[step] = state
+            case "advance":
+                state = walk.advance(state, step)
+            case "turn":
+                end = state
+                val_loss, adjoint = _validate(problem, end, validation)
+            case "restore":
+                state = stored[step]
+            case "drop":
+                del stored[step]
+            case "reverse":
+                assert adjoint is not None
+                adjoint = walk.reverse(state, step, adjoint)
+    problem.move_to(end.weights)
+    return MetaGradient(
+        val_loss,
+        walk.grads,
+        [walk.weight_grads[step] for step in range(len(batches))],
+        [walk.losses[step] for step in range(len(batches))],
+        [walk.weights[step] for step in range(len(batches))],
+        torch.stack(walk.norms),
+        end,
+        walk.num_advances,
+    )
+
+
+class _Walk:
+    """Steps forwards and backwards over the batches, and what they leave."""
+
+    def __init__(
+        self,
+        problem: WeightedLoss,
+        batches: Sequence[Any],
+        weighting: Weighting,
+        parameters: list[Tensor],
+        update: InnerUpdate,
+        clip_norm: float | None,
+    ) -> None:
+        self.problem, self.batches, self.weighting = problem, batches, weighting
+        self.parameters, self.update, self.clip_norm = parameters, update, clip_norm
+        self.weights: dict[int, Tensor] = {}
+        self.losses: dict[int, Tensor] = {}
+        self.weight_grads: dict[int, Tensor] = {}
+        self.norms: list[Tensor] = []
+        self.grads = [torch.zeros_like(parameter) for parameter in parameters]
+        self.num_advances = 0
+
+    def advance(self, state: InnerState, step: int) -> InnerState:
+        """One training step, without a graph. The weights of a step are computed the first time only."""
+        batch = self.batches[step]
+        if step not in self.weights:
+            with torch.no_grad():
+                self.weights[step] = self.weighting(batch)
+        self.problem.move_to(state.weights)
+        gradient, self.losses[step] = self.problem.gradient(batch, self.weights[step], state.step)
+        self.num_advances += 1
+        return self.update.take(state, clip(gradient, self.clip_norm))
+
+    def reverse(self, state: InnerState, step: int, adjoint: Adjoint) -> Adjoint:
+        """The adjoint before the step, from that behind it; φ's share of the step is added to `grads`."""
+        self.norms.append(adjoint.weights.norm())
+        batch, before = self.batches[step], adjoint
+
+        def direction_of(gradient: Flat) -> Flat:
+            nonlocal before
+            before, to_clipped = self.update.pull(state, clip(gradient, self.clip_norm), adjoint)
+            return pull_clip(gradient, to_clipped, self.clip_norm)
+
+        self.problem.move_to(state.weights)
+        curvature, slope = self.problem.second_order(batch, self.weights[step], state.step, direction_of)
+        self.weight_grads[step] = slope
+        self._add_to_grads(batch, slope)
+        return Adjoint(before.weights + curvature, before.moments)
+
+    def _add_to_grads(self, batch: Any, slope: Float[Tensor, " batch"]) -> None:
+        if not self.parameters:
+            return
+        with torch.enable_grad():
+            weights = self.weighting(batch)
+        if weights.requires_grad:
+            found = torch.autograd.grad(weights, self.parameters, slope, materialize_grads=True)
+            torch._foreach_add_(self.grads, list(found))
+
+
+def _validate(problem: WeightedLoss, state: InnerState, batches: Sequence[Any]) -> tuple[Tensor, Adjoint]:
+    """L_val and its derivative in the state, which does not depend on the moments. Dropout is off."""
+    problem.move_to(state.weights)
+    training = problem.model.training
+    problem.model.eval()
+    total, gradient = torch.zeros_like(state.weights[0]), torch.zeros_like(state.weights)
+    for batch in batches:
+        part, losses = problem.gradient(batch, state.weights.new_ones(num_examples(batch)), 0)
+        gradient += part / len(batches)
+        total += losses.mean() / len(batches)
+    problem.model.train(training)
+    return total, Adjoint(gradient, tuple(torch.zeros_like(moment) for moment in state.moments))

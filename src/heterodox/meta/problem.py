@@ -1,0 +1,153 @@
+"""A weighted loss as a function of one flat vector of weights, with first and second derivatives in pieces."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from heterodox.meta.steps import Flat
+
+B = TypeVar("B")
+Losses = Callable[[Any, Any], Float[Tensor, " batch"]]
+"""Of a model and a batch: the loss of each example, differentiable in the model's parameters."""
+
+
+class WeightedLoss(Generic[B]):
+    """mean(w · ℓ(θ)) over a batch, for the trainable parameters θ of `model`, which are moved to where they are asked.
+
+    `micro_batch` examples go through the model at a time. With a `seed`, every step has dropout masks of its own, the
+    same ones whenever that step is computed again. Attention uses the kernel that can be differentiated twice.
+    """
+
+    def __init__(
+        self, model: nn.Module, losses: Losses, *, micro_batch: int | None = None, seed: int | None = None
+    ) -> None:
+        self.model = model
+        self.losses = losses
+        self.micro_batch = micro_batch
+        self.seed = seed
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not self.parameters:
+            raise ValueError("the model has no parameter that requires a gradient")
+        if len({parameter.dtype for parameter in self.parameters}) > 1:
+            raise ValueError("the model's parameters are of several dtypes; a meta-gradient needs one")
+
+    def weights(self) -> Flat:
+        """The model's weights as one vector, a copy."""
+        return flat(parameter.detach() for parameter in self.parameters)
+
+    @torch.no_grad()
+    def move_to(self, weights: Flat) -> None:
+        """Set the model's weights."""
+        pieces = weights.split([parameter.numel() for parameter in self.parameters])
+        views = [piece.view_as(parameter) for piece, parameter in zip(pieces, self.parameters, strict=True)]
+        torch._foreach_copy_(list(self.parameters), views)
+
+    def gradient(self, batch: B, weights: Float[Tensor, " batch"], step: int) -> tuple[Flat, Float[Tensor, " batch"]]:
+        """∂/∂θ of the weighted loss where the model is now, and the losses of the examples."""
+        total, losses = None, []
+        with self._at(step):
+            for piece, part in self._pieces(batch, weights):
+                found = self.losses(self.model, piece)
+                gradient = flat(self._differentiate((found @ part) / len(weights)))
+                total = gradient if total is None else total.add_(gradient)
+                losses.append(found.detach())
+        assert total is not None
+        return total, torch.cat(losses)
+
+    def second_order(
+        self,
+        batch: B,
+        weights: Float[Tensor, " batch"],
+        step: int,
+        direction_of: Callable[[Flat], Flat],
+    ) -> tuple[Flat, Float[Tensor, " batch"]]:
+        """Hλ and ⟨∇ℓ_i, λ⟩/n for λ = `direction_of`(g): the curvature along λ, and the derivative by each weight.
+
+        Both are derivatives of s = ⟨g, λ⟩ with λ held fixed: ∂s/∂θ and ∂s/∂w_i, one pass backwards through g's own.
+        """
+        pieces = list(self._pieces(batch, weights))
+        direction = None
+        if len(pieces) > 1:
+            direction = direction_of(self.gradient(batch, weights, step)[0])
+        curvature, by_weight = None, []
+        with self._at(step):
+            for piece, part in pieces:
+                leaf = part.detach().requires_grad_()
+                loss = (self.losses(self.model, piece) @ leaf) / len(weights)
+                gradients = self._differentiate(loss, create_graph=True)
+                if direction is None:
+                    direction = direction_of(flat(gradient.detach() for gradient in gradients))
+                along = _like(direction, gradients)
+                wanted = [(g, d) for g, d in zip(gradients, along, strict=True) if g.requires_grad]
+                *products, slope = torch.autograd.grad(
+                    [g for g, _ in wanted],
+                    [*self.parameters, leaf],
+                    [d for _, d in wanted],
+                    materialize_grads=True,
+                )
+                product = flat(products)
+                curvature = product if curvature is None else curvature.add_(product)
+                by_weight.append(slope)
+        assert curvature is not None
+        return curvature, torch.cat(by_weight)
+
+    def _differentiate(self, loss: Tensor, create_graph: bool = False) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss, self.parameters, create_graph=create_graph, materialize_grads=True)
+
+    def _pieces(self, batch: B, weights: Tensor) -> Iterator[tuple[B, Tensor]]:
+        size = self.micro_batch or len(weights)
+        for start in range(0, len(weights), size):
+            stop = min(start + size, len(weights))
+            yield (batch if stop - start == len(weights) else rows(batch, start, stop)), weights[start:stop]
+
+    @contextmanager
+    def _at(self, step: int) -> Iterator[None]:
+        devices = [parameter.device for parameter in self.parameters if parameter.is_cuda][:1]
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            if self.seed is None:
+                yield
+                return
+            with torch.random.fork_rng(devices):
+                torch.manual_seed(self.seed + step)
+                yield
+
+
+def rows(batch: Any, start: int, stop: int) -> Any:
+    """The examples from `start` to `stop`: of a tensor, or of every tensor in a tuple, list, mapping or dataclass."""
+    if isinstance(batch, Tensor):
+        return batch[start:stop]
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(rows(part, start, stop) for part in batch)
+    if isinstance(batch, Mapping):
+        return {key: rows(part, start, stop) for key, part in batch.items()}
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        parts = {field.name: rows(getattr(batch, field.name), start, stop) for field in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **parts)
+    raise TypeError(f"cannot take examples of a {type(batch).__name__}; give tensors, or containers of them")
+
+
+def num_examples(batch: Any) -> int:
+    """How many examples there are in what `rows` can slice."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    if isinstance(batch, Mapping):
+        return num_examples(next(iter(batch.values())))
+    if isinstance(batch, (tuple, list)):
+        return num_examples(batch[0])
+    return num_examples(getattr(batch, dataclasses.fields(batch)[0].name))
+
+
+def flat(tensors: Any) -> Flat:
+    """One vector of all of them."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _like(vector: Flat, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    pieces = vector.split([tensor.numel() for tensor in tensors])
+    return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]

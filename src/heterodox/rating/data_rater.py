@@ -1,0 +1,137 @@
+"""Filter or reweight examples by a meta-learned rater.
+
+    filter     the bottom of a batch drawn larger is dropped, and what is left counts alike
+    reweight   w_i = n·s_i / Σ_j s_j over the global batch, s = weighting(R(x; φ))
+
+`rater` is the folder of a finished run of `learner: data_rater`; its averaged weights are used, and stay as they are.
+With `train` instead, the rater is meta-trained within this run, before its first step, and the run is charged for it:
+every token and every FLOP. Reference: Calian et al., "DataRater: Meta-learned dataset curation", 2025.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from heterodox.core import config
+from heterodox.core.services import Services
+from heterodox.core.state import Tree, restore
+from heterodox.core.types import Batch, Cost
+from heterodox.meta.load import load_rater, rater_options
+from heterodox.meta.options import surrogates
+from heterodox.meta.rater import Rater, build_rater
+from heterodox.meta.session import TrainOptions, train_rater
+from heterodox.meta.weighting import ScoreWeighting
+from heterodox.rating.base import FilterConfig
+from heterodox.rating.filtering import Filter
+
+
+class DataRater(Filter):
+    """Scores of a rater that no longer learns."""
+
+    class Config(FilterConfig):
+        name: Literal["data_rater"] = "data_rater"
+        rater: Path | None = Field(None, description="folder of the run that trained the rater")
+        train: TrainOptions | None = Field(None, description="instead: train it here, before the first step")
+        mode: Literal["filter", "reweight"] = Field("filter", description="drop the worst, or weight every example")
+
+        @model_validator(mode="after")
+        def _one_source(self) -> "DataRater.Config":
+            if (self.rater is None) == (self.train is None):
+                found = "neither" if self.rater is None else "both"
+                raise ValueError(f"give rater, a run folder, or train, a section; found {found}")
+            return self
+
+        def drawn(self, batch_size: int) -> int:
+            return super().drawn(batch_size) if self.mode == "filter" else batch_size
+
+        def refusals(self, recipe: config.Config) -> list[str]:
+            needs: Any = recipe
+            if self.train is None:
+                return []
+            if needs.model.name != "gpt":
+                return [f"rating.train trains inner models, which must be a gpt; found {needs.model.name}"]
+            return surrogates(needs.model, "rating.train")
+
+        def build(self) -> "DataRater":
+            return DataRater(keep=self.keep, mode=self.mode, rater=self.rater, train=self.train)
+
+    network: Rater
+    weigh: ScoreWeighting
+    services: Services
+
+    def __init__(
+        self,
+        *,
+        keep: float = 0.7,
+        mode: Literal["filter", "reweight"] = "filter",
+        rater: Path | None = None,
+        train: TrainOptions | None = None,
+    ) -> None:
+        super().__init__(keep=keep if mode == "filter" else 1.0)
+        self.mode = mode
+        self.folder = rater
+        self.train = train
+        self.trained = train is None
+        self._owed = Cost()
+
+    def connect(self, services: Services) -> None:
+        """Raises `RecipeError` where the rater has learned from another tokenizer's ids, or is none."""
+        super().connect(services)
+        self.services = services
+        model = services.model
+        if self.train is not None:
+            options = self.train
+            vocab = model.tok_emb.num_embeddings
+            self.network = build_rater(options.rater, vocab, model.context, model.head.weight)
+            self.network.initialise(services.streams)
+        else:
+            assert self.folder is not None
+            saved = services.open_run(self.folder)
+            options = rater_options(saved, self.folder, services.tokenizer_sha256)
+            self.network = load_rater(saved, options, self.folder, model.head.weight)
+        self.weigh = ScoreWeighting(options.weighting)
+
+    def score(self, batch: Batch) -> Float[Tensor, " batch"]:
+        self._train_once()
+        with torch.no_grad():
+            return self.network(batch.inputs)
+
+    def select(self, batch: Batch) -> Batch:
+        return super().select(batch) if self.mode == "filter" else batch
+
+    def weights(self, batch: Batch) -> Float[Tensor, " batch"]:
+        if self.mode == "filter":
+            return super().weights(batch)
+        scores = self.comm.gather(self.score(batch))
+        weights = self.weigh(scores)
+        size = len(batch.ids)
+        return (weights / weights.mean())[self.comm.rank * size : (self.comm.rank + 1) * size]
+
+    def cost(self, batch: Batch) -> Cost:
+        owed, self._owed = self._owed, Cost()
+        return super().cost(batch) + owed
+
+    def flops(self, batch: Batch) -> int:
+        return self.network.forward_flops(*batch.inputs.shape).total
+
+    def _train_once(self) -> None:
+        if self.trained:
+            return
+        assert self.train is not None
+        weights, self._owed = train_rater(self.train, self.services)
+        restore(dict(self.network.named_parameters()), weights, "rater parameter")
+        self.trained = True
+
+    def state(self) -> Tree:
+        if self.train is None:
+            return {}
+        return {"trained": self.trained, "rater": dict(self.network.state_dict())}
+
+    def load_state(self, tree: Tree) -> None:
+        if self.train is not None:
+            restore(dict(self.network.named_parameters()), tree.get("rater", {}), "rater parameter")
+            self.trained = bool(tree["trained"])

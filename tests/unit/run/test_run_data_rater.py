@@ -1,0 +1,160 @@
+"""A run that meta-trains a rater, and runs that use one."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from heterodox.core.comm import Solo
+from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.log.jsonl import read_rows
+from heterodox.recipe import Recipe
+from heterodox.run.plan import plan
+from heterodox.run.probe_run import probe_run
+from heterodox.run.session import open_session
+from heterodox.run.train import train
+from tests.saved import assert_same_bits, tensors, timeless
+from tests.tiny import tiny_recipe
+
+SMALL = {"layers": 1, "heads": 1, "width": 8}
+LEARNER = {
+    "name": "data_rater", "rater": SMALL, "population": 2, "lifetime": 6, "inner_steps": 4, "backprop_steps": 2,
+    "batch_size": 4, "val_batches": 1, "val_batch_size": 4, "lr": 0.01, "inner_clip": 0.5,
+}  # fmt: skip
+DATA = {"corruption": {"window": 16, "kinds": ["shuffled", "repeated"]}}
+RUN = {
+    "budget": {"steps": 8}, "batch_size": 4, "eval_every": 4, "eval_batches": 1, "checkpoint_every": 1,
+    "keep_checkpoints": 9, "sampling": {"tokens": 0}, "log_every": 1,
+}  # fmt: skip
+
+
+def rater_recipe(learner=None, run=None, **sections) -> Recipe:
+    model = {"layers": 1, "heads": 1, "width": 8, "context": 16} | sections.pop("model", {})
+    return tiny_recipe(learner=LEARNER | (learner or {}), data=DATA, model=model, run=RUN | (run or {}), **sections)
+
+
+def user_recipe(rating, **sections) -> Recipe:
+    """A run of two steps that is rated by this."""
+    model = {"layers": 1, "heads": 1, "width": 8, "context": 16}
+    run = RUN | {"budget": {"steps": 2}}
+    return tiny_recipe(rating={"name": "data_rater"} | rating, data=DATA, model=model, run=run, **sections)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("rater") / "run"
+    assert train(rater_recipe(), folder).summary["status"] == "finished"
+    return folder
+
+
+def test_it_logs_what_it_did(trained):
+    rows = list(read_rows(trained / "metrics.jsonl"))
+    ends = [row for row in rows if "meta_loss" in row]
+    assert [row["step"] for row in ends] == [3, 6]  # two steps of the inner models, then the window
+    assert {"score_std", "score_entropy", "score_clamped", "adjoint_norm", "adjoint_growth"} <= ends[-1].keys()
+    assert ends[-1]["score_std"] > 0 == rows[1]["score_std"]
+    measured = [row for row in rows if row["kind"] == "eval"]
+    assert measured[0]["auc_shuffled"] == 0.5
+    assert 0 < measured[-1]["auc_repeated"] < 1
+    last = rows[-2]
+    assert last["tokens"] == 2 * 4 * 16 * (2 * 4 + 2)  # members, batch, context, inner steps
+    assert last["meta_tokens"] == 2 * 4 * 16 * 2
+    assert tensors(trained)["state/learner/meta/population/members"].shape[:2] == (2, 3)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_it_resumes_within_a_round(trained, step, tmp_path):
+    """In the middle of a round, before and after a member has started anew."""
+    shutil.copytree(trained, tmp_path / "cut")
+    (tmp_path / "cut" / "summary.json").unlink()
+    train(rater_recipe(), tmp_path / "cut", resume=True, checkpoint=f"step-{step:08d}")
+    assert_same_bits(tensors(trained), tensors(tmp_path / "cut"))
+    assert timeless(trained) == timeless(tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [
+        {"schedule": "binomial", "backprop_steps": 4, "weighting": {"entropy": 0.1}},
+        {"micro_batch": 2, "population": 1},
+        {"control": "auxiliary", "inner_steps": 2, "weighting": {"kind": "softmax"}},
+        {"control": "detached", "inner_steps": 2},
+    ],
+)
+def test_its_cost_is_what_torch_counts(learner):
+    recipe = rater_recipe(learner, run={"precision": "float64"})
+    session = open_session(recipe, Solo(), "cpu")
+    for _ in range(recipe.learner.inner_steps - recipe.learner.backprop_steps + 1):
+        batch = session.loader.next_batch()
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            report = session.learner.step(batch)
+        assert report.cost.flops == counter.get_total_flops() > 0
+
+
+def test_it_can_be_planned(trained):
+    foretold = plan(rater_recipe())
+    assert foretold["per_step"]["tokens"] == 2 * 4 * 16 * 4 // 3
+    assert foretold["memory_bytes"]["activations"] > 0
+    with pytest.raises(CheckpointError, match="a run of the learner data_rater"):
+        probe_run(trained)
+
+
+@pytest.mark.parametrize("mode", ["filter", "reweight"])
+def test_a_run_uses_the_rater(trained, mode, tmp_path):
+    recipe = user_recipe({"rater": str(trained), "mode": mode, "keep": 0.5})
+    run = train(recipe, tmp_path / "run")
+    assert run.summary["status"] == "finished"
+    assert run.summary["tokens"] == 2 * 4 * 16
+    assert run.summary["meta_tokens"] == (2 * 4 * 16 if mode == "filter" else 0)
+    assert 2 * plan(recipe)["per_step"]["flops"] == run.summary["flops"]
+    other = recipe.model_copy(update={"data": tiny_recipe(data={"tokenizer": {"name": "byte"}}).data})
+    with pytest.raises(RecipeError, match="train a rater on these tokens"):
+        open_session(other, Solo(), "cpu")
+    lost = recipe.model_copy(update={"rating": recipe.rating.model_copy(update={"rater": tmp_path / "run"})})
+    with pytest.raises(RecipeError, match="trained no rater"):
+        open_session(lost, Solo(), "cpu")
+
+
+def test_a_rater_trained_in_the_same_run_is_charged(tmp_path):
+    options = {key: value for key, value in LEARNER.items() if key != "name"} | {"rounds": 1}
+    recipe = user_recipe({"train": options, "keep": 0.5})
+    run = train(recipe, tmp_path / "run")
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    assert rows[0]["tokens"] == 4 * 16 + 2 * 4 * 16 * 4
+    assert rows[1]["tokens"] - rows[0]["tokens"] == 4 * 16
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000002")
+    before = tensors(tmp_path / "run")
+    again = train(recipe, tmp_path / "run", resume=True)
+    assert again.summary["flops"] == run.summary["flops"]
+    name = "state/learner/rating/rater/head.weight"
+    assert torch.equal(before[name], tensors(tmp_path / "run")[name])
+    assert before[name].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"learner": {"backprop_steps": 5}}, "backprop_steps 5 is longer than the 4 inner_steps"),
+        ({"learner": {"weighting": {"kind": "softmax"}, "batch_size": 1}}, "softmax weights over a batch of one"),
+        ({"credit": {"name": "head_only"}}, "learner data_rater needs credit backprop, found head_only"),
+        ({"learner": {"slots": 3}}, "slots are for the schedule binomial"),
+        ({"learner": {"lifetime": 2}}, "a lifetime of 2 steps is shorter"),
+        ({"learner": {"rater": {"heads": 3}}}, "3 heads do not divide"),
+        ({"run": {"compile": True}}, "cannot be differentiated twice"),
+        ({"model": {"straight_through_gelu": True}}, r"which model\.straight_through_gelu makes another than"),
+    ],
+)
+def test_refuses(sections, message):
+    with pytest.raises(RecipeError, match=message):
+        rater_recipe(**sections)
+
+
+def test_refuses_what_only_the_corpus_shows():
+    with pytest.raises(RecipeError, match=r"the meta split has 62 examples, but .* ask for 400 in a round"):
+        open_session(rater_recipe({"val_batch_size": 400}), Solo(), "cpu")
+    with pytest.raises(RecipeError, match=r"data\.corruption\.window is 16, but the model's context is 8"):
+        open_session(rater_recipe(model={"context": 8}), Solo(), "cpu")
