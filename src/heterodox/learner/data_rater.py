@@ -171,14 +171,13 @@ class DataRater:
 
 def inner_update(update: Update, model: LanguageModel, *, eps_root: float = 0.0, warmup: int = 0) -> InnerUpdate:
     """The same optimizer in a form that can be walked backwards. Raises `TypeError` for one that has none."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if isinstance(update, SGD):
         return InnerSGD(update.lr, update.momentum, update.nesterov, update.weight_decay, warmup)
     if not isinstance(update, AdamW):
         raise TypeError(f"there is no way backwards through {type(update).__name__}")
-    decay: float | Tensor = update.weight_decay
-    if update.decay == "matrices":
-        decay = torch.cat([torch.full_like(p.detach(), float(p.ndim >= 2)).flatten() for p in parameters]) * decay
+    learning = [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [torch.full_like(p, float(update.decays(name, p))).flatten() for name, p in learning]
+    decay = torch.cat(decayed) * update.weight_decay
     return InnerAdamW(update.lr, update.betas, update.eps, eps_root, decay, warmup)
 
 

@@ -77,8 +77,8 @@ class AdamW:
 
     @torch.no_grad()
     def apply(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float = 1.0) -> None:
-        decayed = [name for name in grads if self._decays(name, parameters[name])]
-        plain = [name for name in grads if not self._decays(name, parameters[name])]
+        decayed = [name for name in grads if self.decays(name, parameters[name])]
+        plain = [name for name in grads if not self.decays(name, parameters[name])]
         for names, weight_decay in ((decayed, self.weight_decay), (plain, 0.0)):
             moments = {name: self._moments_of(name, parameters[name]) for name in names}
             mixed = [name for name in names if moments[name]["step"].ndim]
@@ -140,7 +140,8 @@ class AdamW:
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
         torch._foreach_addcdiv_(weights, first, size, -lr)
 
-    def _decays(self, name: str, parameter: Tensor) -> bool:
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        """Whether weight decay acts on a parameter of that name."""
         matrix = self.decay == "all" or parameter.ndim >= 2
         return matrix and not any(fnmatch(name, pattern) for pattern in self.spared)
 

@@ -11,6 +11,7 @@ from heterodox.credit.meta_critic.mask import largest, units_kept
 from heterodox.credit.meta_critic.target import draw_projection
 from heterodox.objective import CrossEntropy
 from heterodox.probe import activation_bytes
+from heterodox.recipe import check
 from heterodox.run.plan import plan
 from heterodox.run.session import build_learner, build_model, open_session
 from tests.tiny import tiny_batch, tiny_recipe
@@ -60,6 +61,11 @@ def test_refused_with_the_numbers(options, reason):
 def test_another_model_is_refused():
     with pytest.raises(RecipeError, match="needs blocks run one after another: model gpt, not equilibrium"):
         tiny_recipe(credit="meta_critic", model={"name": "equilibrium", "layers": 1})
+
+
+def test_a_resolved_recipe_is_read_again():
+    recipe = tiny_recipe(credit="meta_critic", model={"frozen_embeddings": True})
+    assert check(recipe.dump()) == recipe
 
 
 def built(**options):

@@ -36,7 +36,7 @@ class Options(config.Config):
     matrices: list[MatrixName] | None = Field(
         None, min_length=1, description="of each block; null: all, gains and biases too. The rest is frozen"
     )
-    embeddings: Literal["critic", "frozen"] = "critic"
+    embeddings: Literal["critic", "frozen"] = Field("critic", description="where the model does not freeze them itself")
     critic: Form = Field("gated", description="mlp: the source's, of [h ‖ LTF]; gated: linear in LTF")
     critic_hidden: int = Field(128, ge=1, description="hidden units of a critic")
     linear: bool = Field(True, description="a linear path from LTF to the output beside the hidden units")
@@ -115,8 +115,6 @@ class Options(config.Config):
         stages = model["layers"] + (self.embeddings == "critic" and not model["frozen_embeddings"])
         if self.layers_per_step and self.layers_per_step > stages:
             reasons.append(f"credit.layers_per_step is {self.layers_per_step}, but there are {stages} stages to sample")
-        if model["frozen_embeddings"] and self.embeddings == "critic" and "embeddings" in self.model_fields_set:
-            reasons.append("credit.embeddings is critic, but model.frozen_embeddings is true; change one of them")
         return reasons + self._misfits(model["width"], model["mlp_ratio"], model["context"])
 
     def _misfits(self, width: int, ratio: int, context: int) -> list[str]:

@@ -3,8 +3,8 @@
     L_meta = mean_{i ∈ S} [ L(W_i − η ΔW_i) + λ (η/2) ‖ΔW_i‖² + (η/2) max(0, floor − ‖ΔW_i‖)² ]
 
 The graph is cut at the proposals' summaries. Partial forwards give ∂L_meta/∂summary, of which all ranks take the mean;
-the critics' graph then carries that on to θ. So every rank tries the step that all ranks would make together, and the
-two halves of the graph are never there at once.
+the critics' graph, which waits meanwhile, then carries that on to θ. So every rank tries the step that all ranks would
+make together.
 """
 
 from collections.abc import Mapping, Sequence
