@@ -146,7 +146,7 @@ def test_new_connections_begin_as_they_should(new_weights, share):
     learner = sparse_learner(options("set", fraction=1.0, decay="constant"), new_weights=new_weights, sparsity=0.75)
     born = grown_after(learner, 3)
     name = max(born, key=lambda name: int(born[name].sum()))
-    values = learner.model.get_parameter(name)[born[name]]
+    values = learner.model.get_parameter(name).detach()[born[name]]
     view = learner.update.masks.views[name]
     std = math.sqrt(2 / (view.shape[1] * float(view.double().mean())))
     assert len(values) > 20

@@ -18,7 +18,7 @@ class SparsaeOptions(Schedule):
 
     name: Literal["sparsae"] = "sparsae"
     children: int = Field(4, ge=0, description="candidates in an event besides the mask that is there, λ; 0: static")
-    mutation: float = Field(0.05, gt=0, le=1, description="share of the connections that a child swaps")
+    mutation: float = Field(0.01, gt=0, le=1, description="share of the connections that a child swaps")
     drop: Literal["uniform", "magnitude"] = Field(
         "magnitude", description="what a child drops: any connection, or one of the smallest for its layer"
     )
@@ -29,7 +29,7 @@ class SparsaeOptions(Schedule):
     judge: Literal["at_once", "look_ahead"] = Field(
         "look_ahead", description="score a child as it is, or after a first step of its new connections"
     )
-    reach: float = Field(5.0, gt=0, description="length of that step, in steps of the inner update")
+    reach: float = Field(1.0, gt=0, description="length of that step, in steps of the inner update")
     selection: Selection = Field(
         "proxy", description="who wins: the best composite score, the lowest loss, or chance (the control)"
     )
