@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from heterodox.core.comm import Comm
 from heterodox.core.state import Stateful, Tree
 from heterodox.core.types import Batch, Diagnosis, Origin, Signal
 
@@ -132,13 +131,6 @@ class Credit(Stateful, Protocol):
     def manifest(self, model: LanguageModel) -> Mapping[str, Origin]:
         """For every parameter of `model`, where its signal comes from."""
         ...
-
-
-@runtime_checkable
-class Collective(Protocol):
-    """A credit rule that itself exchanges tensors with the other ranks within a step; the learner hands it `comm`."""
-
-    comm: Comm
 
 
 @runtime_checkable

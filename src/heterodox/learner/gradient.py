@@ -11,7 +11,7 @@ from torch.nn.utils import get_total_norm
 
 from heterodox.core import config
 from heterodox.core.comm import Comm
-from heterodox.core.protocols import Collective, Credit, LanguageModel, Objective, Rating, Update
+from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
 from heterodox.core.state import Tree
 from heterodox.core.types import Alignment, Batch, Signal, StepReport
 from heterodox.probe.alignment import alignment, exact_gradients
@@ -55,8 +55,6 @@ class Gradient:
         self.comm = comm
         self.clip = clip
         self._parameters = dict(model.named_parameters())
-        if isinstance(credit, Collective):
-            credit.comm = comm
 
     def step(
         self, batch: Batch, *, lr_scale: float = 1.0, probe: bool = False, dropout_seed: int | None = None

@@ -33,6 +33,7 @@ from heterodox.core.comm import Comm, Solo
 from heterodox.core.errors import CheckpointError
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
+from heterodox.core.services import Services
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Origin, Signal
 from heterodox.credit.backprop import frozen
@@ -99,6 +100,10 @@ class MetaCritic:
         self.clip = clip
         self.comm: Comm = Solo()
         self.step = 0
+
+    def connect(self, services: Services) -> None:
+        """Learn who the other ranks are."""
+        self.comm = services.comm
 
     def signal(
         self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
