@@ -83,7 +83,7 @@ def some(examples: Examples, count: int, generator: torch.Generator) -> Examples
 
 
 def meta_train(train: Examples, clean: Examples, seed: int, rounds: int, window: int, control: str | None) -> Rater:
-    """The averaged rater after so many meta-gradients, each through `window` steps of a model that starts anew at times."""
+    """The averaged rater after so many meta-gradients, each through `window` steps of a model now and then new."""
     generator, rater, average = torch.Generator().manual_seed(seed), Rater(seed), Rater(seed)
     optimizer = torch.optim.Adam(rater.parameters(), lr=5e-3)
     inner, state, model = InnerAdamW(lr=3e-3, eps_root=1e-12), None, mlp(seed, 10)
