@@ -62,7 +62,7 @@ def losses(model: nn.Module, batch: Examples) -> Tensor:
 
 
 class Rater(nn.Module):
-    """Weights that the examples of a batch compete for, from image and label."""
+    """A weight in (0, 1) from image and label."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Rater(nn.Module):
         return self.net(batch[0]).gather(1, batch[1][:, None])[:, 0]
 
     def forward(self, batch: Examples) -> Tensor:
-        return len(batch[1]) * self.scores(batch).softmax(0)
+        return torch.sigmoid(self.scores(batch))
 
 
 def some(examples: Examples, count: int, generator: torch.Generator) -> Examples:
@@ -83,9 +83,9 @@ def some(examples: Examples, count: int, generator: torch.Generator) -> Examples
 
 
 def meta_train(train: Examples, clean: Examples, seed: int, rounds: int, window: int, control: str | None) -> Rater:
-    """A rater after so many meta-gradients, each through `window` steps of a model that starts anew now and then."""
-    generator, rater = torch.Generator().manual_seed(seed), Rater(seed)
-    optimizer = torch.optim.Adam(rater.parameters(), lr=1e-2)
+    """The averaged rater after so many meta-gradients, each through `window` steps of a model now and then new."""
+    generator, rater, average = torch.Generator().manual_seed(seed), Rater(seed), Rater(seed)
+    optimizer = torch.optim.Adam(rater.parameters(), lr=5e-3)
     inner, state, model = InnerAdamW(lr=3e-3, eps_root=1e-12), None, mlp(seed, 10)
 
     def weighting(batch: Examples) -> Tensor:
@@ -95,7 +95,7 @@ def meta_train(train: Examples, clean: Examples, seed: int, rounds: int, window:
         return {"detached": weights.detach(), "constant": torch.ones_like(weights)}.get(control or "", weights)
 
     for number in range(rounds):
-        if number % 50 == 0:
+        if number % 25 == 0:
             model, state = mlp(1000 * seed + number, 10), None
         found = meta_gradient(
             model,
@@ -111,7 +111,10 @@ def meta_train(train: Examples, clean: Examples, seed: int, rounds: int, window:
         for parameter, gradient in zip(rater.parameters(), found.grads, strict=True):
             parameter.grad = gradient
         optimizer.step()
-    return rater
+        with torch.no_grad():
+            for mean, parameter in zip(average.parameters(), rater.parameters(), strict=True):
+                mean.lerp_(parameter, 0.02)
+    return average
 
 
 def accuracy(train: Examples, test: Examples, seed: int, steps: int = 600) -> float:
@@ -162,8 +165,8 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=600)
-    parser.add_argument("--window", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--window", type=int, default=5)
     parser.add_argument("--share", type=float, default=0.4, help="of labels that are wrong")
     parser.add_argument("--control", choices=["detached", "shuffled", "constant"])
     options = parser.parse_args()
