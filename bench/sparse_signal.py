@@ -26,7 +26,7 @@ from heterodox.update.sparse.sparsae.generation import Generation
 from heterodox.update.sparse.topology import Change, Sight
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "aimed, look ahead": ("zero", {}),
+    "aimed, look ahead": ("zero", {"grow": "activity"}),
     "small drops, look ahead": ("zero", {"grow": "uniform"}),
     "uniform, look ahead": ("zero", {"drop": "uniform", "grow": "uniform"}),
     "small drops, at once": ("zero", {"grow": "uniform", "judge": "at_once"}),

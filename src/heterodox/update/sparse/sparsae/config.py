@@ -23,7 +23,7 @@ class SparsaeOptions(Schedule):
         "magnitude", description="what a child drops: any connection, or one of the smallest for its layer"
     )
     grow: Literal["uniform", "activity"] = Field(
-        "activity", description="what it grows: any missing connection, or one of those with the largest signal"
+        "uniform", description="what it grows: any missing connection, or one of those with the largest signal"
     )
     pool: float = Field(2.0, ge=1, description="`magnitude` and `activity` choose among so many times what they need")
     judge: Literal["at_once", "look_ahead"] = Field(
