@@ -213,7 +213,7 @@ class StructuralUpdate(Update, Protocol):
     search_seconds: float
 
     def watch(self, window: Window) -> None:
-        """Be handed the window to look through; called once, before the first step."""
+        """Be handed the window to look through; called once, after `connect`."""
         ...
 
     def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:

@@ -158,10 +158,12 @@ def build_learner(
         "credit": recipe.credit.build(model, streams),
         "update": recipe.update.build(),
     }
-    learner = recipe.learner.build(model=model, comm=comm, **parts)
-    for part in (*parts.values(), learner):
+    for part in parts.values():
         if isinstance(part, Connected):
             part.connect(services)
+    learner = recipe.learner.build(model=model, comm=comm, **parts)
+    if isinstance(learner, Connected):
+        learner.connect(services)
     return learner
 
 
