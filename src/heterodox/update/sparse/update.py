@@ -80,6 +80,11 @@ class Sparse:
         self._begun: list[dict[str, Any]] = []
         self._report = UpdateReport()
 
+    @property
+    def lr(self) -> float:
+        """The inner update's."""
+        return self.around.lr
+
     def connect(self, services: Services) -> None:
         """Draw the masks of the model's layers. Raises `RecipeError` where they cannot be as the recipe wants."""
         self.streams, self.run_steps = services.streams, services.steps
