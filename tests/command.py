@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from heterodox import cli
+from heterodox.__main__ import main
 from tests.tiny import tiny_recipe
 
 
@@ -32,7 +32,7 @@ def heterodox(*arguments: object) -> Answer:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", ["heterodox", *map(str, arguments)])
         try:
-            cli.main()
+            main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
     return Answer(code, out.getvalue(), err.getvalue())

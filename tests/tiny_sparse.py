@@ -23,6 +23,10 @@ class RandomBatches:
     def __init__(self, batch_size: int, first: int = 0) -> None:
         self.batch_size, self.taken, self.first = batch_size, 0, first
 
+    @property
+    def examples_per_epoch(self) -> int:
+        return 1000
+
     def next_batch(self) -> Batch:
         self.taken += 1
         return tiny_batch(self.batch_size, seed=self.first + self.taken)

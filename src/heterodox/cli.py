@@ -6,16 +6,12 @@ Exit codes: 0 done, 1 a run diverged or failed, 2 bad input, 128 + n stopped by 
 import json
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-
-from heterodox.core.errors import HeterodoxError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -249,24 +245,3 @@ def _answer(data: Any, shown: Any, as_json: bool, quiet: bool = False) -> None:
         print(json.dumps(data, indent=1))
     elif not quiet:
         Console(width=None if sys.stdout.isatty() else 160).print(shown, highlight=False)
-
-
-def main() -> None:
-    """Entry point: errors that the user can mend become one line and exit code 2."""
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        app()
-    except HeterodoxError as error:
-        print(f"heterodox: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """Leave by way of every `finally`: the terminal gets its cursor back, other ranks a closed connection."""
-    sys.exit(128 + number)

@@ -1,16 +1,16 @@
 """The contracts between the rooms: what a model, an objective, a rating, a credit rule and an update must offer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from heterodox.core.state import Stateful, Tree
-from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Origin, Signal, StepReport, UpdateReport
+from heterodox.core.types import Batch, Diagnosis, Origin, Signal
 
 
 @dataclass(frozen=True)
@@ -119,28 +119,6 @@ class Rating(Stateful, Protocol):
 
 
 @runtime_checkable
-class Selecting(Protocol):
-    """A rating that drops examples before anything is learned from them."""
-
-    def kept(self, num_drawn: int) -> int:
-        """How many of so many examples are kept."""
-        ...
-
-    def select(self, batch: Batch) -> Batch:
-        """This rank's share of what is kept of the larger global batch of which `batch` is this rank's share."""
-        ...
-
-
-@runtime_checkable
-class Costly(Protocol):
-    """A rating that is not free."""
-
-    def cost(self, batch: Batch) -> Cost:
-        """What rating `batch`, this rank's share as drawn, costs this rank, and what it still owes from before."""
-        ...
-
-
-@runtime_checkable
 class Credit(Stateful, Protocol):
     """Which parameter is to blame."""
 
@@ -156,15 +134,6 @@ class Credit(Stateful, Protocol):
 
 
 @runtime_checkable
-class Remarking(Protocol):
-    """A credit rule with more to declare than an origin for each parameter."""
-
-    def remarks(self) -> list[str]:
-        """Sentences for the manifest; none if there is nothing to say."""
-        ...
-
-
-@runtime_checkable
 class Update(Stateful, Protocol):
     """How the weights move."""
 
@@ -172,162 +141,6 @@ class Update(Stateful, Protocol):
 
     def apply(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float) -> None:
         """Move in place each parameter that `grads` names; `scale` multiplies the learning rate."""
-        ...
-
-
-@runtime_checkable
-class ForgetfulUpdate(Update, Protocol):
-    """An update that can be told that some entries of a parameter begin anew."""
-
-    def forget(self, name: str, entries: Bool[Tensor, "*shape"]) -> None:
-        """Drop what is remembered of these entries: they are as if they had never had a gradient."""
-        ...
-
-
-@runtime_checkable
-class Window(Protocol):
-    """A look at the model with other weights, on batches of one's own. It leaves no trace in model, rule or RNG.
-
-    `weights` replaces parameters by name; those that it lacks are as they are. Dropout is off. Losses and signals are
-    means over the ranks, for plain cross-entropy. `cost` is what has been consumed since it was last set to `Cost()`.
-    """
-
-    cost: Cost
-
-    def loss(self, batch: Batch, weights: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """Cross-entropy in nats per token."""
-        ...
-
-    def signal(self, batch: Batch, weights: Mapping[str, Tensor]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Cross-entropy, and the credit rule's signal by parameter name."""
-        ...
-
-
-@runtime_checkable
-class StructuralUpdate(Update, Protocol):
-    """An update that decides which weights there are, not only how they move.
-
-    `search_seconds` is what changing the structure has taken so far.
-    """
-
-    search_seconds: float
-
-    def watch(self, window: Window) -> None:
-        """Be handed the window to look through; called once, after `connect`."""
-        ...
-
-    def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Bring freshly drawn weights into the structure; not called when a run is resumed."""
-        ...
-
-    def select(self, grads: Mapping[str, Tensor]) -> None:
-        """See the mean signal before it is clipped, and zero in place what must not move."""
-        ...
-
-    def report(self) -> UpdateReport:
-        """What the last `apply` consumed and did besides moving weights; asked for once a step."""
-        ...
-
-    @property
-    def num_masked(self) -> int:
-        """Weights that are held at zero."""
-        ...
-
-    @property
-    def saw_dense(self) -> bool:
-        """Whether the last `select` needed the signal of masked weights, too."""
-        ...
-
-
-@runtime_checkable
-class EvolvingObjective(Objective, Protocol):
-    """An objective that changes as the model learns."""
-
-    def begin(self) -> None:
-        """Take the model as it is before the first step; not called when a run is resumed."""
-        ...
-
-    def cost(self, batch: Batch) -> Cost:
-        """What its `losses` consume for a batch, beyond the model's own logits."""
-        ...
-
-    def advance(self) -> dict[str, Tensor]:
-        """Follow the model after a step; what there is to log of the step."""
-        ...
-
-
-@dataclass(frozen=True)
-class Foretold:
-    """What a step will cost, bytes by what they are for, and how many parameters learn."""
-
-    cost: Cost
-    memory_bytes: dict[str, int]
-    trained_parameters: int
-
-
-@runtime_checkable
-class Learner(Stateful, Protocol):
-    """What one step is. All methods are called by all ranks alike, so that they may talk to each other."""
-
-    model: LanguageModel
-    """The model that is evaluated, kept and described by the manifest."""
-
-    @property
-    def lr(self) -> float:
-        """The learning rate that the run's schedule scales."""
-        ...
-
-    def begin(self) -> None:
-        """Bring freshly drawn weights to where learning starts from; what is resumed is overwritten later."""
-        ...
-
-    def step(
-        self, batch: Batch, *, lr_scale: float = 1.0, probe: bool = False, dropout_seed: int | None = None
-    ) -> StepReport:
-        """Learn from `batch`, this rank's share of the global batch."""
-        ...
-
-    def settle(self) -> None:
-        """Bring `model` up to date; called before it is looked at."""
-        ...
-
-    def manifest(self) -> Mapping[str, Origin]:
-        """For every parameter of `model`, where its signal comes from."""
-        ...
-
-    def remarks(self) -> list[str]:
-        """What else there is to declare; none if there is nothing to say."""
-        ...
-
-    @property
-    def num_masked(self) -> int:
-        """Weights that are held at zero."""
-        ...
-
-    @property
-    def search_seconds(self) -> float:
-        """What changing the structure of the weights has taken, of the seconds of training."""
-        ...
-
-    def held_bytes(self, batch: Batch) -> int:
-        """The most bytes that a step holds for its backward half; leaves the learner as it was."""
-        ...
-
-    def foretell(self, batch: Batch) -> Foretold:
-        """What steps on such batches cost. May change the learner, and works on fake tensors."""
-        ...
-
-    def examine(self, examples: Sequence[LabelledBatch]) -> Diagnosis:
-        """What is to be known of more than the model's loss, on held-out examples whose kind is known, if there are."""
-        ...
-
-
-@runtime_checkable
-class Scoring(Protocol):
-    """A learner with an opinion on examples."""
-
-    def scores(self, batch: Batch) -> Float[Tensor, " batch"]:
-        """One number per example, higher for better."""
         ...
 
 

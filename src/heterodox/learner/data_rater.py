@@ -23,7 +23,8 @@ from torch import Tensor
 from heterodox.core import config
 from heterodox.core.comm import Comm
 from heterodox.core.held import measure_held_bytes
-from heterodox.core.protocols import Credit, Foretold, LanguageModel, Objective, Rating, Update
+from heterodox.core.learner import Foretold
+from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
 from heterodox.core.services import Services
 from heterodox.core.state import Tree
 from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Origin, StepReport

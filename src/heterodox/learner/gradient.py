@@ -12,19 +12,9 @@ from torch.nn.utils import get_total_norm
 
 from heterodox.core import config
 from heterodox.core.comm import Comm
-from heterodox.core.protocols import (
-    Costly,
-    Credit,
-    EvolvingObjective,
-    Foretold,
-    LanguageModel,
-    Objective,
-    Rating,
-    Remarking,
-    Selecting,
-    StructuralUpdate,
-    Update,
-)
+from heterodox.core.extensions import Costly, EvolvingObjective, Remarking, Selecting, StructuralUpdate
+from heterodox.core.learner import Foretold
+from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
 from heterodox.core.state import Tree, map_tensors, split
 from heterodox.core.types import (
     Alignment,

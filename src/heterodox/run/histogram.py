@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from heterodox.core.protocols import Scoring
+from heterodox.core.learner import Scoring
 from heterodox.meta.auc import auc_by_kind
 from heterodox.run.session import Session
 

@@ -12,7 +12,8 @@ import torch
 
 from heterodox.core.comm import Comm, local_rank
 from heterodox.core.errors import RecipeError
-from heterodox.core.protocols import LanguageModel, Learner
+from heterodox.core.learner import Learner
+from heterodox.core.protocols import LanguageModel
 from heterodox.core.rng import Streams
 from heterodox.core.services import Batches, Connected, Services, Supply, no_supply
 from heterodox.core.types import Batch, LabelledBatch

@@ -57,7 +57,8 @@ def test_a_longer_budget_goes_on_where_the_shorter_one_ended(tmp_path):
 def test_progress_counts_all_ranks():
     progress = Progress()
     progress.advance(Cost(tokens=10, meta_tokens=3, flops=7), ranks=2)
-    assert progress.as_dict() == {"step": 1, "tokens": 20, "meta_tokens": 6, "flops": 14, "seconds": 0.0}
+    spent = {"step": 1, "tokens": 20, "meta_tokens": 6, "flops": 14, "sparse_flops": 14, "seconds": 0.0}
+    assert progress.as_dict() == spent
     assert progress.spent(Budget(tokens=52)) == 0.5  # meta tokens are paid for
     assert progress.spent(Budget(flops=28.0)) == 0.5
     assert progress.spent(Budget(steps=4)) == 0.25

@@ -186,7 +186,7 @@ def test_a_disk_that_fills_up_at_any_stage_leaves_the_previous_one(target, call,
 
 LIMITED = """
 import resource, signal, sys
-from heterodox.cli import main
+from heterodox.__main__ import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 main()

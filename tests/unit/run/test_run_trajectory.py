@@ -63,7 +63,7 @@ def test_neither_do_logging_evaluating_and_checkpointing(plain, tmp_path):
 
 
 def test_nor_does_measuring_the_held_bytes(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr("heterodox.run.trainer.activation_bytes", lambda *_: 0)
+    monkeypatch.setattr("heterodox.learner.gradient.activation_bytes", lambda *_: 0)
     assert_same_bits(run_of(tiny_recipe(**DROPOUT), tmp_path / "unmeasured"), tensors(plain))
     assert Checkpoints(plain / "checkpoints").load()[1]["loader"] == {"position": 30 * 8}
 

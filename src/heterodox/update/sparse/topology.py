@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from heterodox.core.protocols import Stateless, Window
+from heterodox.core.extensions import Window
+from heterodox.core.protocols import Stateless
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.core.state import Tree

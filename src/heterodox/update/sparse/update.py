@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from heterodox.core.comm import Comm, Solo
 from heterodox.core.errors import CheckpointError
-from heterodox.core.protocols import ForgetfulUpdate, Window
+from heterodox.core.extensions import ForgetfulUpdate, Window
 from heterodox.core.rng import Streams
 from heterodox.core.services import Connected, Services
 from heterodox.core.state import Tree, restore

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from heterodox.core.protocols import Window
+from heterodox.core.extensions import Window
 from heterodox.core.services import Batches
 from heterodox.update.sparse.sparsae.bounds import Bounds
 from heterodox.update.sparse.sparsae.config import Selection, SparsaeOptions

@@ -1,0 +1,122 @@
+"""What a part may offer beyond the contract of its slot; who offers it is asked."""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from heterodox.core.protocols import Objective, Update
+from heterodox.core.types import Batch, Cost, UpdateReport
+
+
+@runtime_checkable
+class Selecting(Protocol):
+    """A rating that drops examples before anything is learned from them."""
+
+    def kept(self, num_drawn: int) -> int:
+        """How many of so many examples are kept."""
+        ...
+
+    def select(self, batch: Batch) -> Batch:
+        """This rank's share of what is kept of the larger global batch of which `batch` is this rank's share."""
+        ...
+
+
+@runtime_checkable
+class Costly(Protocol):
+    """A rating that is not free."""
+
+    def cost(self, batch: Batch) -> Cost:
+        """What rating `batch`, this rank's share as drawn, costs this rank, and what it still owes from before."""
+        ...
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """A credit rule with more to declare than an origin for each parameter."""
+
+    def remarks(self) -> list[str]:
+        """Sentences for the manifest; none if there is nothing to say."""
+        ...
+
+
+@runtime_checkable
+class ForgetfulUpdate(Update, Protocol):
+    """An update that can be told that some entries of a parameter begin anew."""
+
+    def forget(self, name: str, entries: Bool[Tensor, "*shape"]) -> None:
+        """Drop what is remembered of these entries: they are as if they had never had a gradient."""
+        ...
+
+
+@runtime_checkable
+class Window(Protocol):
+    """A look at the model with other weights, on batches of one's own. It leaves no trace in model, rule or RNG.
+
+    `weights` replaces parameters by name; those that it lacks are as they are. Dropout is off. Losses and signals are
+    means over the ranks, for plain cross-entropy. `cost` is what has been consumed since it was last set to `Cost()`.
+    """
+
+    cost: Cost
+
+    def loss(self, batch: Batch, weights: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """Cross-entropy in nats per token."""
+        ...
+
+    def signal(self, batch: Batch, weights: Mapping[str, Tensor]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Cross-entropy, and the credit rule's signal by parameter name."""
+        ...
+
+
+@runtime_checkable
+class StructuralUpdate(Update, Protocol):
+    """An update that decides which weights there are, not only how they move.
+
+    `search_seconds` is what changing the structure has taken so far.
+    """
+
+    search_seconds: float
+
+    def watch(self, window: Window) -> None:
+        """Be handed the window to look through; called once, after `connect`."""
+        ...
+
+    def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Bring freshly drawn weights into the structure; not called when a run is resumed."""
+        ...
+
+    def select(self, grads: Mapping[str, Tensor]) -> None:
+        """See the mean signal before it is clipped, and zero in place what must not move."""
+        ...
+
+    def report(self) -> UpdateReport:
+        """What the last `apply` consumed and did besides moving weights; asked for once a step."""
+        ...
+
+    @property
+    def num_masked(self) -> int:
+        """Weights that are held at zero."""
+        ...
+
+    @property
+    def saw_dense(self) -> bool:
+        """Whether the last `select` needed the signal of masked weights, too."""
+        ...
+
+
+@runtime_checkable
+class EvolvingObjective(Objective, Protocol):
+    """An objective that changes as the model learns."""
+
+    def begin(self) -> None:
+        """Take the model as it is before the first step; not called when a run is resumed."""
+        ...
+
+    def cost(self, batch: Batch) -> Cost:
+        """What its `losses` consume for a batch, beyond the model's own logits."""
+        ...
+
+    def advance(self) -> dict[str, Tensor]:
+        """Follow the model after a step; what there is to log of the step."""
+        ...
