@@ -56,7 +56,7 @@ def _nearest_key(unknown: Sequence[str], section: type[BaseModel] | None, root: 
     word = unknown[-1]
     known = section.model_fields if section else ()
     if not difflib.get_close_matches(word, known, n=1, cutoff=0.5):
-        for path in sorted(_leaves(root), key=len):  # the outermost
+        for path in sorted(_leaves(root), key=lambda path: (len(path), path[0] != "run")):  # what every run has
             if path[-1] == word and path != tuple(unknown):  # another part of this slot may have that key
                 return f"; did you mean {'.'.join(path)!r}?"
     return nearest(word, known)
