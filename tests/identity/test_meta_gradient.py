@@ -164,7 +164,10 @@ def test_with_constant_weights_it_trains_as_torch_does(inner, stock, options, cl
         if clip_norm:
             nn.utils.clip_grad_norm_(reference.parameters(), clip_norm)
         optimizer.step()
-    ones = lambda batch: torch.ones(len(batch.ids), dtype=torch.float64)  # noqa: E731
+
+    def ones(batch):
+        return torch.ones(len(batch.ids), dtype=torch.float64)
+
     found = meta_gradient(model, losses, train_batches(), ones, VALIDATION, inner, clip_norm=clip_norm)
     for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-11, atol=1e-13)

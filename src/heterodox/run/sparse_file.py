@@ -79,7 +79,7 @@ def read_sparse(path: Path, device: str = "cpu") -> SparseModel:
     try:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping: it cannot be iterated)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from None
     if facts.get("format") != FORMAT:
