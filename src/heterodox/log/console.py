@@ -113,7 +113,8 @@ def catalog_table(parts: Sequence[Mapping[str, str]]) -> Table:
         table.add_column(column)
     previous = None
     for part in parts:
-        table.add_row(part["slot"] if part["slot"] != previous else "", part["name"], part["description"])
+        outside = "" if part["distribution"] == "heterodox" else f" ({part['distribution']})"
+        table.add_row(part["slot"] if part["slot"] != previous else "", part["name"], part["description"] + outside)
         previous = part["slot"]
     return table
 
