@@ -119,6 +119,17 @@ def catalog_table(parts: Sequence[Mapping[str, str]]) -> Table:
     return table
 
 
+def checks_table(outcomes: Sequence[Mapping[str, Any]]) -> Table:
+    """Every check: done, or what is wrong."""
+    table = Table()
+    for column in ("check", "seconds", "answer"):
+        table.add_column(column, justify="right" if column == "seconds" else "left")
+    for outcome in outcomes:
+        answer = f"NO: {outcome['problem']}" if outcome["problem"] else f"yes: {outcome['meaning']}"
+        table.add_row(outcome["check"].replace("_", " "), f"{outcome['seconds']:.1f}", Text(answer))
+    return table
+
+
 def explanation(part: Mapping[str, Any]) -> RenderableType:
     """A part's documentation, options and manifest."""
     shown: list[RenderableType] = [f"{part['slot']}: {part['name']}\n", _reflowed(part["documentation"])]
