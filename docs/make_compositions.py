@@ -1,4 +1,4 @@
-"""Runs every pair of parts for two steps and writes which work, and why others do not: python docs/make_compositions.py"""
+"""Runs every pair of parts for two steps; writes which work, and why others do not: python docs/make_compositions.py"""
 
 import datetime
 import sys
