@@ -21,7 +21,7 @@ from heterodox.run.session import build_learner, build_model
 
 
 def main() -> None:
-    known = [name for name in map(catalog.part_name, catalog.PARTS["credit"]) if trains_gpt(name)]
+    known = [name for name in catalog.SLOTS["credit"].own if trains_gpt(name)]
     parser = options(__doc__.partition("\n")[0])
     parser.add_argument("--rules", nargs="+", default=known, choices=known)
     parser.add_argument("--depths", nargs="+", type=int, default=[4, 8, 16], help="layers at which to weigh memory")

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from heterodox import catalog
+from heterodox.core.slot import part_config, part_name
 from heterodox.recipe import SLOTS, Recipe
 
 PAGE = Path(__file__).with_name("recipes.md")
@@ -41,13 +42,13 @@ def tables() -> typing.Iterator[str]:
     yield from table("The recipe itself", [(key, fields[key], fields[key].default) for key in for_itself])
     for slot in SLOTS:
         for part in catalog.PARTS[slot]:
-            config = catalog.part_config(part)
+            config = part_config(part)
             chosen = " (default)" if isinstance(fields[slot].default, config) else ""
             options = [row for row in rows(config, f"{slot}.") if row[0] != f"{slot}.name"]
-            yield from table(f"`{slot}: {catalog.part_name(part)}`{chosen}", options)
+            yield from table(f"`{slot}: {part_name(part)}`{chosen}", options)
     for part in catalog.PARTS["topology"]:
-        options = [row for row in rows(catalog.part_config(part), "update.topology.") if row[0][-5:] != ".name"]
-        yield from table(f"`update.topology: {catalog.part_name(part)}`", options)
+        options = [row for row in rows(part_config(part), "update.topology.") if row[0][-5:] != ".name"]
+        yield from table(f"`update.topology: {part_name(part)}`", options)
     for key in ("run", "log", "tuning"):
         model = section(fields[key].annotation)
         assert model is not None

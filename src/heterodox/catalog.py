@@ -1,13 +1,12 @@
-"""The one list of what exists. A new part is one line here, and everything else finds it."""
+"""The one list of what exists. A new part is one line here, and everything else finds it.
 
-from functools import reduce
-from operator import or_
-from typing import Annotated, Any
-
-from pydantic import Field
+Parts of other distributions stand beside these: `core/slot.py` finds them.
+"""
 
 from heterodox import credit, model, rating
-from heterodox.core.config import Config
+from heterodox.core.learner import Learner
+from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
+from heterodox.core.slot import Slot
 from heterodox.credit import (
     Backprop,
     DirectFeedback,
@@ -17,69 +16,61 @@ from heterodox.credit import (
     MetaCritic,
     SignSymmetry,
 )
-from heterodox.data.corpus import File, Grammar, HuggingFace, Stdlib
-from heterodox.data.tokenizer import BPE, Byte, Char, TokenizerFile
+from heterodox.data.parts import CORPORA, TOKENIZERS
 from heterodox.learner import DataRater, Gradient
 from heterodox.model import GPT
 from heterodox.objective import CrossEntropy, SelfDistillation
 from heterodox.rating import Perplexity, Random, Uniform
-from heterodox.update import SET, SGD, AdamW, Magnitude, RigL, Sparsae, Sparse, Static
+from heterodox.update import SGD, AdamW, Sparse
+from heterodox.update.sparse.topologies import TOPOLOGIES
 
-PARTS: dict[str, tuple[type, ...]] = {
-    "model": (GPT, model.Equilibrium),
-    "objective": (CrossEntropy, SelfDistillation),
-    "rating": (Uniform, Random, Perplexity, rating.DataRater),
-    "credit": (
-        Backprop,
-        SignSymmetry,
-        KolenPollack,
-        FeedbackAlignment,
-        DirectFeedback,
-        HeadOnly,
-        credit.Equilibrium,
-        credit.BPTT,
-        credit.Implicit,
-        MetaCritic,
+SLOTS = {
+    "model": Slot("model", LanguageModel, (GPT, model.Equilibrium)),
+    "objective": Slot("objective", Objective, (CrossEntropy, SelfDistillation)),
+    "rating": Slot("rating", Rating, (Uniform, Random, Perplexity, rating.DataRater)),
+    "credit": Slot(
+        "credit",
+        Credit,
+        (
+            Backprop,
+            SignSymmetry,
+            KolenPollack,
+            FeedbackAlignment,
+            DirectFeedback,
+            HeadOnly,
+            credit.Equilibrium,
+            credit.BPTT,
+            credit.Implicit,
+            MetaCritic,
+        ),
     ),
-    "update": (SGD, AdamW, Sparse),
-    "topology": (Static, Magnitude, SET, RigL, Sparsae),
-    "learner": (Gradient, DataRater),
-    "corpus": (Stdlib, File, HuggingFace, Grammar),
-    "tokenizer": (Byte, Char, BPE, TokenizerFile),
+    "update": Slot("update", Update, (SGD, AdamW, Sparse)),
+    "topology": TOPOLOGIES,
+    "learner": Slot("learner", Learner, (Gradient, DataRater)),
+    "corpus": CORPORA,
+    "tokenizer": TOKENIZERS,
 }
-"""Every part by slot."""
+"""What there is to choose, and from what: our own parts, and those of other distributions."""
 
+PARTS = {name: tuple(slot.own.values()) for name, slot in SLOTS.items()}
+"""Our own parts by slot."""
 
-def part_name(part: type) -> str:
-    """The name by which recipes call a part."""
-    return part_config(part).model_fields["name"].default
-
-
-def part_config(part: type) -> type[Config]:
-    """A part's recipe section."""
-    return part.Config  # pyrefly: ignore[missing-attribute]
-
-
-def _section(slot: str) -> Any:
-    """The type of a slot's section in a recipe: any of its parts' configurations, told apart by `name`."""
-    configs: list[Any] = [part_config(part) for part in PARTS[slot]]
-    union: Any = reduce(or_, configs)
-    return Annotated[union, Field(discriminator="name")] if len(configs) > 1 else union
-
-
-ModelConfig = _section("model")
-ObjectiveConfig = _section("objective")
-RatingConfig = _section("rating")
-CreditConfig = _section("credit")
-UpdateConfig = _section("update")
-LearnerConfig = _section("learner")
+ModelConfig = SLOTS["model"].section()
+ObjectiveConfig = SLOTS["objective"].section()
+RatingConfig = SLOTS["rating"].section()
+CreditConfig = SLOTS["credit"].section()
+UpdateConfig = SLOTS["update"].section()
+LearnerConfig = SLOTS["learner"].section()
 
 
 def find(name: str) -> list[tuple[str, type]]:
-    """Slots and parts called `name`, or `slot.name` where two slots have a part of one name."""
-    return [
-        (slot, part)
-        for slot, parts in PARTS.items()
-        for part in parts
-        if name in (part_name(part), f"{slot}.{part_name(part)}")
-    ]
+    """Slots and parts called `name`, or `slot.name` where two slots have a part of one name.
+
+    Raises `RecipeError` for a part of another distribution that cannot be used.
+    """
+    found = []
+    for title, slot in SLOTS.items():
+        part = slot.get(name.removeprefix(f"{title}."))
+        if part is not None:
+            found.append((title, part))
+    return found

@@ -7,11 +7,13 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from heterodox.cli_shared import AsJson, CheckpointOption, Overrides, RunArgument, show
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,14 +22,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Train transformers by learning rules other than backpropagation, and compare them fairly with it.",
 )
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Dotted overrides, e.g. `update.lr=3e-4`."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-CheckpointOption = Annotated[str | None, typer.Option(help="Which checkpoint; default: the latest.")]
 
 
 @app.command()
@@ -54,7 +48,7 @@ def train(
     with TrainingProgress(resolved.name, budget.unit, budget.limit, console) as progress:
         run = train_recipe(resolved, folder, resume=resume, checkpoint=checkpoint, observers=[progress])
     if os.environ.get("RANK", "0") == "0":
-        _answer(run.summary, training_summary(run.summary, run.folder), as_json, quiet)
+        show(run.summary, training_summary(run.summary, run.folder), as_json, quiet)
     if run.signal is not None and run.summary["status"] == "interrupted":
         raise typer.Exit(128 + run.signal)
     if run.summary["status"] == "diverged":
@@ -86,7 +80,7 @@ def compare(
     study = Study([load_recipe(source, overrides) for source in sources], out, num_seeds=seeds, jobs=jobs)
     with StudyProgress() as progress:
         results = study.run(progress.update)
-    _answer(results, comparison_summary(results, out), as_json)
+    show(results, comparison_summary(results, out), as_json)
     if results["interrupted"]:
         raise typer.Exit(128 + results["interrupted"])
     if any(row["status"] != "finished" for row in results["runs"]):
@@ -132,7 +126,7 @@ def probe(
     from heterodox.run.probe_run import probe_run
 
     report = probe_run(run, checkpoint, batches)
-    _answer(report, alignment_table(report), as_json)
+    show(report, alignment_table(report), as_json)
 
 
 @app.command()
@@ -156,7 +150,7 @@ def export(
     written = export_run(run, form, out or default, checkpoint)
     about = describe_sparse(written) if form == "sparse" else {}
     said = f"wrote {written}" + (f": {sparse_size(about)}" if about else "")
-    _answer({"format": form, "path": str(written)} | about, said, as_json)
+    show({"format": form, "path": str(written)} | about, said, as_json)
 
 
 @app.command()
@@ -178,7 +172,7 @@ def score(
 
     changes = [*(overrides or ()), *([f"data.path={data}"] if data else [])]
     answer = score_run(run, out, overrides=changes, split=split, keep=keep, index=index, noisy=noisy, device=device)
-    _answer(answer, scoring_summary(answer), as_json)
+    show(answer, scoring_summary(answer), as_json)
 
 
 @app.command()
@@ -198,7 +192,7 @@ def report(
         written = write_markdown(folders, out, command)
     else:
         written = write_report(folders, out)
-    _answer({"path": str(written)}, f"wrote {written}", as_json)
+    show({"path": str(written)}, f"wrote {written}", as_json)
 
 
 @app.command("list")
@@ -208,7 +202,7 @@ def list_parts(as_json: AsJson = False) -> None:
     from heterodox.log.console import catalog_table
 
     parts = list_catalog()
-    _answer(parts, catalog_table(parts), as_json)
+    show(parts, catalog_table(parts), as_json)
 
 
 @app.command()
@@ -221,7 +215,22 @@ def explain(
     from heterodox.log.console import explanation
 
     described = explain_part(name)
-    _answer(described, explanation(described), as_json)
+    show(described, explanation(described), as_json)
+
+
+@app.command()
+def check(overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a rule for what every rule must do, on a tiny recipe with `KEY=VALUE` over it, e.g. `credit=NAME`."""
+    from heterodox.conformance import run_checks, tiny_recipe
+    from heterodox.log.console import checks_table
+    from heterodox.recipe import load_recipe
+
+    recipe = load_recipe(tiny_recipe(update={"name": "adamw", "lr": 1e-2}), overrides or ())
+    outcomes = run_checks(recipe, lambda outcome: print(outcome.trace or outcome.check, file=sys.stderr))
+    shown = [asdict(outcome) for outcome in outcomes]
+    show(shown, checks_table(shown), as_json)
+    if any(outcome.problem for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -236,12 +245,4 @@ def plan(
     from heterodox.run.plan import plan as plan_recipe
 
     answer = plan_recipe(load_recipe(recipe, overrides or ()))
-    _answer(answer, plan_table(answer), as_json)
-
-
-def _answer(data: Any, shown: Any, as_json: bool, quiet: bool = False) -> None:
-    """The answer on standard output: as JSON, or as a person reads it."""
-    if as_json:
-        print(json.dumps(data, indent=1))
-    elif not quiet:
-        Console(width=None if sys.stdout.isatty() else 160).print(shown, highlight=False)
+    show(answer, plan_table(answer), as_json)

@@ -11,40 +11,57 @@ from pydantic import BaseModel
 from heterodox import catalog
 from heterodox.core.errors import RecipeError, nearest
 from heterodox.core.rng import Streams
+from heterodox.core.slot import Slot, declared, part_config, part_name
 from heterodox.recipe import check
 
 
 def list_catalog() -> list[dict[str, str]]:
-    """Slot, name and one-line description of every part."""
+    """Slot, name, one-line description and distribution of every part; of one that cannot be used, why."""
+    stray = {title: Slot(title, object, ()) for title in sorted(declared().keys() - catalog.SLOTS.keys())}
     return [
-        {"slot": slot, "name": catalog.part_name(part), "description": _module_doc(part).split("\n")[0]}
-        for slot, parts in catalog.PARTS.items()
-        for part in parts
+        {
+            "slot": title,
+            "name": name,
+            "description": _in_a_line(slot, name),
+            "distribution": " ".join(slot.distribution(name) or ("heterodox",)),
+        }
+        for title, slot in (catalog.SLOTS | stray).items()
+        for name in slot.names
     ]
+
+
+def _in_a_line(slot: Slot, name: str) -> str:
+    if slot.name not in catalog.SLOTS:
+        return f"cannot be used: there is no slot {slot.name!r}{nearest(slot.name, catalog.SLOTS)}"
+    try:
+        part = slot.get(name)
+    except RecipeError as error:
+        return f"cannot be used: {error}"
+    assert part is not None
+    return _module_doc(part).split("\n")[0]
 
 
 def explain_part(name: str) -> dict[str, Any]:
     """Slot, module documentation and options of the part called `name`, and a credit rule's manifest on a small model.
 
-    Raises `RecipeError` for a name that the catalogue does not have.
+    Raises `RecipeError` for a name that the catalogue does not have, or of a part that cannot be used.
     """
     found = catalog.find(name)
     if not found:
-        known = [catalog.part_name(part) for parts in catalog.PARTS.values() for part in parts]
+        known = [name for slot in catalog.SLOTS.values() for name in slot.names]
         raise RecipeError(f"there is no part {name!r}{nearest(name, known)}")
     if len(found) > 1:
         raise RecipeError(f"{name!r} is in several slots: say {' or '.join(f'{slot}.{name}' for slot, _ in found)}")
     slot, part = found[0]
-    config = catalog.part_config(part)
+    config = part_config(part)
     answer: dict[str, Any] = {
         "slot": slot,
-        "name": catalog.part_name(part),
+        "name": part_name(part),
         "documentation": _module_doc(part),
         "options": [option for option in _options(config) if option["name"] != "name"],
     }
-    if slot == "credit":
-        answer["manifest"] = _manifest(part)
-    return answer
+    manifest = _manifest(part) if slot == "credit" else None
+    return answer | ({"manifest": manifest} if manifest else {})
 
 
 def _options(section: type[BaseModel], prefix: str = "") -> Iterator[dict[str, Any]]:
@@ -70,19 +87,20 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     return found[0] if len(found) == 1 else None
 
 
-def _manifest(part: type) -> dict[str, str]:
-    """Where each parameter's signal comes from, at the rule's default options, in the first model that it can train."""
+def _manifest(part: type) -> dict[str, str] | None:
+    """Where each parameter's signal comes from, at the rule's default options, in the first model that it can train.
+
+    None for a rule from outside that needs options, or a model, which nobody but its author knows.
+    """
     streams, sizes = Streams(0), {"layers": 1, "heads": 1, "width": 8, "context": 4}
     for model_part in catalog.PARTS["model"]:
         try:
-            recipe = check(
-                {"credit": catalog.part_name(part), "model": {"name": catalog.part_name(model_part)} | sizes}
-            )
+            recipe = check({"credit": part_name(part), "model": {"name": part_name(model_part)} | sizes})
         except RecipeError:
             continue
         model = recipe.model.build(16, streams)
         return dict(recipe.credit.build(model, streams).manifest(model))
-    raise AssertionError(f"no model for {part}")
+    return None
 
 
 def _module_doc(part: type) -> str:

@@ -61,10 +61,25 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Recipe":
+        for slot, name in self.chosen().items():
+            catalog.SLOTS[slot].get(name)  # a default, too, must mean one part alone
         reasons = [reason for slot in SLOTS for reason in getattr(self, slot).refusals(self)]
         if reasons:
             raise ValueError("; ".join(reasons))
         return self
+
+    def chosen(self) -> dict[str, str]:
+        """The name of the part in each slot."""
+        sections = {slot: getattr(self, slot) for slot in SLOTS}
+        sections |= {"corpus": self.data.corpus, "tokenizer": self.data.tokenizer}
+        if hasattr(self.update, "topology"):
+            sections["topology"] = self.update.topology
+        return {slot: section.name for slot, section in sections.items()}
+
+    def distributions(self) -> dict[str, str]:
+        """Versions of the distributions, other than this one, that the recipe's parts come from."""
+        found = (catalog.SLOTS[slot].distribution(name) for slot, name in self.chosen().items())
+        return dict(pair for pair in found if pair is not None)
 
     def dump(self) -> dict[str, Any]:
         """The resolved recipe as plain data."""

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from heterodox.core.errors import nearest
+from heterodox.core.slot import Slot, part_config
 
 _LONGEST = 80  # characters of a value that a message repeats
 
@@ -33,6 +34,7 @@ def _describe(problem: Mapping[str, Any], root: type[BaseModel]) -> str:
         case "union_tag_invalid":
             tag = problem["ctx"]["tag"]
             known = [name.strip(" '") for name in problem["ctx"]["expected_tags"].split(",")]
+            known += [name for slot in _slots(section, path[-1]) for name in slot.plugins]
             return f"{key}.name: there is no {tag!r}{nearest(str(tag), known)}"
         case "union_tag_not_found":
             return f"{key}: says no `name`, so nobody knows which part is meant"
@@ -74,17 +76,29 @@ def _walk(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[list[str], t
     path: list[str] = []
     section: type[BaseModel] | None = root
     candidates: list[type[BaseModel]] = []
+    slots: list[Slot] = []
     for step in loc:
+        outside = [slot.get(step) for slot in slots if step in slot.plugins and step not in slot.own]
+        if outside and outside[0]:
+            section, candidates, slots = part_config(outside[0]), [], []
+            continue
         tagged = [c for c in candidates if len(candidates) > 1 and _tag(c) == step]
         if tagged:
-            section, candidates = tagged[0], []
+            section, candidates, slots = tagged[0], [], []
             continue
         if candidates:
             section = candidates[0]
         path.append(str(step))
         field = section.model_fields.get(str(step)) if section else None
         candidates = _sections(field.annotation) if field else []
+        slots = _slots(section, str(step))
     return path, section
+
+
+def _slots(section: type[BaseModel] | None, key: str) -> list[Slot]:
+    """The slot that the field `key` holds a part of, if it does."""
+    field = section.model_fields.get(key) if section else None
+    return [mark for mark in field.metadata if isinstance(mark, Slot)] if field else []
 
 
 def _tag(section: type[BaseModel]) -> str | None:

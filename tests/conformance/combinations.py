@@ -73,7 +73,7 @@ OWN_OPTIONS = {
 
 
 def names(slot: str) -> list[str]:
-    return [catalog.part_name(part) for part in catalog.PARTS[slot]]
+    return list(catalog.SLOTS[slot].own)
 
 
 CREDITS = names("credit")

@@ -124,6 +124,7 @@ class Study:
                 "heterodox": version("heterodox"),
                 "torch": torch.__version__,
                 "python": platform.python_version(),
+                **{name: number for r in self.recipes for name, number in r.distributions().items()},
             },
             "device": choose_device(self.recipes[0].run.device),
             "jobs": len(self.slots),

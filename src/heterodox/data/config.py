@@ -2,31 +2,24 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from heterodox.core.config import Config
+from heterodox.core.slot import part_config
+from heterodox.data import parts
 from heterodox.data.cache import Tokenized, cache_root, cached
-from heterodox.data.corpus import File, Grammar, HuggingFace, Stdlib
+from heterodox.data.corpus import File, Stdlib
 from heterodox.data.corruption import Corruption, Planted
 from heterodox.data.dataset import Dataset, Split
 from heterodox.data.documents import gather
 from heterodox.data.scores import Filtered
 from heterodox.data.splitting import divide
-from heterodox.data.tokenizer import BPE, Byte, Char, TokenizerFile
+from heterodox.data.tokenizer import Byte
 
-CORPORA: dict[str, type[Config]] = {
-    "stdlib": Stdlib.Config,
-    "file": File.Config,
-    "hf": HuggingFace.Config,
-    "grammar": Grammar.Config,
-}
 DEFAULT_CORPUS, DEFAULT_TOKENIZER = "stdlib", "byte"
-
-AnyCorpus = Annotated[Stdlib.Config | File.Config | HuggingFace.Config | Grammar.Config, Field(discriminator="name")]
-AnyTokenizer = Annotated[Byte.Config | Char.Config | BPE.Config | TokenizerFile.Config, Field(discriminator="name")]
 
 
 class Splits(Config):
@@ -50,10 +43,10 @@ class Splits(Config):
 class DataConfig(Config):
     """Which text, cut and tokenized how."""
 
-    corpus: AnyCorpus = Stdlib.Config()
+    corpus: parts.CorpusConfig = Stdlib.Config()
     path: Path | None = None
     """Shorthand: read this file or folder, whatever `corpus` says. Resolved, it becomes a `file` corpus."""
-    tokenizer: AnyTokenizer = Byte.Config()
+    tokenizer: parts.TokenizerConfig = Byte.Config()
     splits: Splits = Splits()
     separator: str = "\n\n"
     """Put between the documents of a split."""
@@ -129,11 +122,8 @@ def _as_file(corpus: Any, path: Any) -> Any:
         return {**corpus.model_dump(), "path": path}
     if not isinstance(corpus, dict):
         return {"name": "file", "path": path}
-    known = CORPORA.get(corpus.get("name", DEFAULT_CORPUS))
-    if known is File.Config or known is None:
+    part = parts.CORPORA.get(corpus.get("name", DEFAULT_CORPUS))
+    if part is File or part is None:
         return {**corpus, "path": path}
-    return {
-        "name": "file",
-        "path": path,
-        **{key: value for key, value in corpus.items() if key not in known.model_fields},
-    }
+    known = part_config(part).model_fields
+    return {"name": "file", "path": path, **{key: value for key, value in corpus.items() if key not in known}}

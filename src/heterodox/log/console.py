@@ -113,8 +113,20 @@ def catalog_table(parts: Sequence[Mapping[str, str]]) -> Table:
         table.add_column(column)
     previous = None
     for part in parts:
-        table.add_row(part["slot"] if part["slot"] != previous else "", part["name"], part["description"])
+        outside = "" if part["distribution"] == "heterodox" else f" ({part['distribution']})"
+        table.add_row(part["slot"] if part["slot"] != previous else "", part["name"], part["description"] + outside)
         previous = part["slot"]
+    return table
+
+
+def checks_table(outcomes: Sequence[Mapping[str, Any]]) -> Table:
+    """Every check: done, or what is wrong."""
+    table = Table()
+    for column in ("check", "seconds", "answer"):
+        table.add_column(column, justify="right" if column == "seconds" else "left")
+    for outcome in outcomes:
+        answer = f"NO: {outcome['problem']}" if outcome["problem"] else f"yes: {outcome['meaning']}"
+        table.add_row(outcome["check"].replace("_", " "), f"{outcome['seconds']:.1f}", Text(answer))
     return table
 
 

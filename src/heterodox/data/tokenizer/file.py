@@ -10,10 +10,14 @@ import tokenizers
 
 from heterodox.core import config
 from heterodox.core.errors import CheckpointError, CorpusError
+from heterodox.core.slot import Slot
 from heterodox.data.tokenizer.base import FILE_NAME, Tokenizer
 from heterodox.data.tokenizer.byte import Byte
 from heterodox.data.tokenizer.char import Char
 from heterodox.data.tokenizer.subword import Subword
+
+_OUTSIDE = Slot("tokenizer", object, ())
+"""Tokenizers of other distributions; `parse` knows our own."""
 
 
 class TokenizerFile:
@@ -58,6 +62,10 @@ def parse(text: str) -> Tokenizer:
             return Byte()
         case {"heterodox": "char", "characters": str(characters)} if characters:
             return Char(characters)
+        case {"heterodox": str(name)} if (part := _OUTSIDE.get(name)) is not None:
+            if not hasattr(part, "parse"):
+                raise ValueError(f"{part.__module__}:{part.__qualname__} has no function `parse` that reads it")
+            return part.parse(text)
         case {"model": dict()}:
             try:
                 return Subword(tokenizers.Tokenizer.from_str(text))

@@ -8,18 +8,12 @@ from pydantic import Field, field_validator, model_validator
 from heterodox.core import config
 from heterodox.update.adamw import AdamW
 from heterodox.update.sgd import SGD
+from heterodox.update.sparse import topologies
 from heterodox.update.sparse.distribution import Distribution
-from heterodox.update.sparse.magnitude import Magnitude
 from heterodox.update.sparse.newborn import BurnIn, Initial
 from heterodox.update.sparse.rigl import RigL
-from heterodox.update.sparse.set import SET
-from heterodox.update.sparse.sparsae import Sparsae
-from heterodox.update.sparse.static import Static
 
 AroundConfig = Annotated[AdamW.Config | SGD.Config, Field(discriminator="name")]
-TopologyConfig = Annotated[
-    Static.Config | Magnitude.Config | SET.Config | RigL.Config | Sparsae.Config, Field(discriminator="name")
-]
 
 
 class SparseOptions(config.Config):
@@ -30,7 +24,7 @@ class SparseOptions(config.Config):
         AdamW.Config(),  # pyrefly: ignore[missing-argument]
         description="the update within the masks; `update.lr` is short for `update.around.lr`",
     )
-    topology: TopologyConfig = Field(
+    topology: topologies.TopologyConfig = Field(
         RigL.Config(),  # pyrefly: ignore[missing-argument]
         description="how the masks change",
     )

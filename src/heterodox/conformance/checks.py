@@ -1,0 +1,144 @@
+"""What a rule must do, each as a function of a recipe and an empty folder that raises `Violation`.
+
+The recipe is a small one, such as `tiny_recipe` gives. Checks of one signal look at the rule in float64 on the
+cross-entropy, with plain SGD around it; checks of whole runs take the recipe with all its parts.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from heterodox.conformance.memory import remembers_what_it_needs, resume_needs_the_rules_state
+from heterodox.conformance.one_signal import SYMBOLS, changed, one_signal
+from heterodox.conformance.saved import require_same_bits, tensors, timeless
+from heterodox.conformance.violation import require
+from heterodox.core.comm import Solo
+from heterodox.core.errors import RecipeError
+from heterodox.core.types import ORIGINS
+from heterodox.objective import CrossEntropy
+from heterodox.probe import exact_gradients
+from heterodox.recipe import Recipe
+from heterodox.run.checkpoint import Checkpoints
+from heterodox.run.session import build_learner, build_model
+from heterodox.run.train import train
+
+Check = Callable[[Recipe, Path], None]
+
+
+def learns_and_repeats_itself(recipe: Recipe, folder: Path) -> None:
+    """120 steps beat the unigram entropy by 0.1 nats, and the same seed gives the same bits."""
+    longer = changed(recipe, run={"budget": {"steps": 120}, "batch_size": 16})
+    summary = train(longer, folder / "a").summary
+    loss, unigram, floor = summary["val_loss"], summary["unigram_loss"], summary["floor_loss"]
+    require(summary["status"] == "finished", f"the run {summary['status']}: {summary['message']}")
+    require(loss < unigram - 0.1, f"after 120 steps val_loss is {loss:.3f}, the unigram entropy {unigram:.3f}")
+    require(floor is None or loss > floor - 0.05, f"val_loss {loss:.3f} is below what is possible, {floor}")
+    train(longer, folder / "b")
+    require_same_bits(tensors(folder / "a"), tensors(folder / "b"), "two runs of one seed")
+
+
+def resumes_to_the_same_bits(recipe: Recipe, folder: Path) -> None:
+    """A run that was stopped and resumed equals an uninterrupted one, weights, state and metrics."""
+    recipe = _with_dropout(recipe)
+    train(recipe, folder / "whole")
+    shutil.copytree(folder / "whole", folder / "cut")
+    (folder / "cut" / "summary.json").unlink()
+    checkpoints = Checkpoints(folder / "cut" / "checkpoints")
+    shutil.rmtree(checkpoints.folder / checkpoints.names()[-1])
+    summary = train(recipe, folder / "cut", resume=True).summary
+    require(summary["steps"] == recipe.run.budget.steps, f"the resumed run ended after {summary['steps']} steps")
+    require_same_bits(tensors(folder / "whole"), tensors(folder / "cut"), "a resumed run and a whole one")
+    require(timeless(folder / "whole") == timeless(folder / "cut"), "the resumed run logged other metrics")
+
+
+def _with_dropout(recipe: Recipe) -> Recipe:
+    """Dropout draws from a random stream that must be resumed too; not every model has it."""
+    try:
+        return changed(recipe, model={"dropout": 0.1})
+    except RecipeError:
+        return recipe
+
+
+def reports_its_costs(recipe: Recipe, folder: Path) -> None:
+    """FLOPs are those that PyTorch counts, and tokens those of the batch."""
+    one = one_signal(recipe)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        cost = one.take().cost
+    counted = counter.get_total_flops()
+    require(cost.flops == counted > 0, f"the rule reports {cost.flops:,} FLOPs, PyTorch counts {counted:,}")
+    require(cost.tokens == one.batch.num_tokens, f"it reports {cost.tokens} tokens of {one.batch.num_tokens}")
+
+
+def tells_the_truth_in_its_manifest(recipe: Recipe, folder: Path) -> None:
+    """Signals called exact or backprop are the gradient, the others are not, and what is frozen gets none."""
+    one = one_signal(recipe)
+    manifest, names = one.manifest, {name for name, _ in one.model.named_parameters()}
+    require(set(manifest) == names, f"it is wrong about the existence of {sorted(set(manifest) ^ names)}")
+    grads = one.take().grads
+    exact = exact_gradients(one.model, one.batch, one.weights, CrossEntropy(), Solo())
+    for name, origin in manifest.items():
+        require(origin in ORIGINS, f"{name}: there is no origin {origin!r}; known: {', '.join(ORIGINS)}")
+        if origin == "frozen":
+            require(name not in grads, f"{name} is called frozen, but has a signal")
+            continue
+        require(name in grads, f"{name} is called {origin}, but has no signal")
+        require(float(grads[name].norm()) > 0, f"{name} is called {origin}, but its signal is zero")
+        true = torch.allclose(grads[name], exact[name], rtol=1e-9, atol=1e-12)
+        verdict = "is" if true else "is not"
+        require(true == (origin in ("exact", "backprop")), f"{name} is called {origin}, but {verdict} the gradient")
+
+
+def moves_all_but_the_frozen(recipe: Recipe, folder: Path) -> None:
+    """After three steps every parameter has moved but those called frozen; nobody touches `.grad`."""
+    short = changed(recipe, run={"budget": {"steps": 3}})
+    run = train(short, folder)
+    initial = build_model(short, run.model.head.out_features, "cpu").state_dict()
+    manifest = build_learner(short, run.model, Solo()).manifest()
+    for name, parameter in run.model.named_parameters():
+        stayed = torch.equal(parameter, initial[name])
+        require(stayed == (manifest[name] == "frozen"), f"{name} is {manifest[name]}, but moved: {not stayed}")
+        require(parameter.grad is None, f"{name}.grad was set")
+
+
+def weights_examples(recipe: Recipe, folder: Path) -> None:
+    """Weight zero removes an example, and the loss is the weighted mean."""
+    one = one_signal(recipe)
+    weights = torch.tensor([2.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    signal = one.take(weights=weights)
+    mean = (signal.losses * weights).mean()
+    require(torch.allclose(signal.loss, mean), f"the loss is {signal.loss:.6f}, the weighted mean {mean:.6f}")
+    another = one_signal(recipe)
+    another.batch.inputs[1] = (another.batch.inputs[1] + 3) % SYMBOLS
+    for name, gradient in another.take(weights=weights).grads.items():
+        same = torch.allclose(signal.grads[name], gradient, atol=1e-12)
+        require(same, f"the signal of {name} depends on an example of weight zero")
+
+
+def leaves_the_weights_to_the_update(recipe: Recipe, folder: Path) -> None:
+    """The model begins with the weights that it has under every rule, and a signal does not move them."""
+    one = one_signal(recipe)
+    reference = build_model(changed(recipe, run={"precision": "float64"}), SYMBOLS, "cpu").state_dict()
+    require_same_bits(dict(one.model.state_dict()), dict(reference), "the weights with the rule and without")
+    one.take()
+    require_same_bits(dict(one.model.state_dict()), dict(reference), "the weights after a signal and before")
+
+
+CHECKS: dict[str, Check] = {
+    check.__name__: check
+    for check in (
+        learns_and_repeats_itself,
+        resumes_to_the_same_bits,
+        reports_its_costs,
+        tells_the_truth_in_its_manifest,
+        moves_all_but_the_frozen,
+        weights_examples,
+        leaves_the_weights_to_the_update,
+        remembers_what_it_needs,
+        resume_needs_the_rules_state,
+    )
+}
+"""Every check by name."""

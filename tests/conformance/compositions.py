@@ -1,0 +1,52 @@
+"""Parts of all slots in one tiny recipe: `compose` asks for it, `two_steps` runs it."""
+
+from typing import Any
+
+from heterodox import catalog
+from heterodox.core.comm import Solo
+from heterodox.core.types import StepReport
+from heterodox.recipe import Recipe
+from heterodox.run.session import open_session
+from tests.conformance.combinations import UPDATE_VARIANTS, recipe_of
+
+SMALL = {"layers": 1, "heads": 1, "width": 8}
+RATER = {
+    "rater": SMALL, "population": 1, "lifetime": 6, "inner_steps": 4, "backprop_steps": 2, "batch_size": 4,
+    "val_batches": 1, "val_batch_size": 4, "lr": 0.01,
+}  # fmt: skip
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "objective": {"self_distillation": {"warmup_steps": 1}},
+    "rating": {
+        "random": {"keep": 0.5},
+        "perplexity": {"keep": 0.5},
+        "data_rater": {"keep": 0.5, "train": RATER | {"rounds": 1}},
+    },
+    "learner": {"data_rater": RATER},
+}
+"""What parts need at this size besides their names."""
+RUN = {"budget": {"steps": 2}, "batch_size": 4, "eval_batches": 1}
+
+
+TOPOLOGIES = {variant["topology"]["name"]: name for name, variant in reversed(UPDATE_VARIANTS.items())}
+"""The variant of the update `sparse` that has a topology at its defaults."""
+
+
+def parts(slot: str) -> list[str]:
+    """Every choice for a slot; the update `sparse` stands for each of its topologies."""
+    names = list(catalog.SLOTS[slot].own)
+    if slot == "update":
+        return [name for name in names if name != "sparse"] + [TOPOLOGIES[name] for name in parts("topology")]
+    return names
+
+
+def compose(credit: str = "backprop", update: str = "adamw", **others: str) -> Recipe:
+    """The tiny recipe with these parts, on the model that the rule needs. Raises `RecipeError` where it is refused."""
+    sections = {slot: {"name": name} | OPTIONS.get(slot, {}).get(name, {}) for slot, name in others.items()}
+    return recipe_of(credit, update, run=RUN, **sections)
+
+
+def two_steps(recipe: Recipe) -> list[StepReport]:
+    session = open_session(recipe, Solo(), "cpu")
+    reports = [session.learner.step(session.loader.next_batch()) for _ in range(2)]
+    session.learner.settle()
+    return reports

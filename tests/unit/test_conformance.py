@@ -1,0 +1,169 @@
+"""The checks say no to rules that do what they must not, each for its own reason, and yes to those that are right."""
+
+import json
+from textwrap import dedent
+
+import pytest
+
+from heterodox.conformance import CHECKS, Violation, suite, tiny_recipe
+from tests.command import heterodox
+from tests.plugins import distribution, installed
+
+BAD = dedent('''\
+    """Feedback alignment, spoilt in one way each."""
+
+    from dataclasses import replace
+    from typing import Literal
+
+    import torch
+
+    from heterodox.credit import FeedbackAlignment
+
+
+    class Liar(FeedbackAlignment):
+        """Calls its feedback backprop."""
+
+        def manifest(self, model):
+            return dict.fromkeys(super().manifest(model), "backprop")
+
+
+    class Cheap(FeedbackAlignment):
+        """Forgets half of its FLOPs."""
+
+        def signal(self, *given):
+            signal = super().signal(*given)
+            signal.cost = replace(signal.cost, flops=signal.cost.flops // 2)
+            return signal
+
+
+    class Restless(FeedbackAlignment):
+        """Draws from the global random state, and keeps nothing of it."""
+
+        def signal(self, *given):
+            signal = super().signal(*given)
+            signal.grads["head.weight"] += 1e-3 * torch.randn_like(signal.grads["head.weight"])
+            return signal
+
+
+    class Forgetful(FeedbackAlignment):
+        """Leaves its matrices out of the checkpoint."""
+
+        def state(self):
+            return {"steps": 1}
+
+        def load_state(self, tree):
+            pass
+
+
+    class Deaf(FeedbackAlignment):
+        """Does not listen to the weights of the examples."""
+
+        def signal(self, model, batch, weights, objective):
+            return super().signal(model, batch, torch.ones_like(weights), objective)
+
+
+    class Hasty(FeedbackAlignment):
+        """Moves the weights by itself."""
+
+        def signal(self, model, *given):
+            signal = super().signal(model, *given)
+            with torch.no_grad():
+                model.head.weight.mul_(0.9)
+            return signal
+
+
+    class Buggy(FeedbackAlignment):
+        """Does not run."""
+
+        def signal(self, *given):
+            raise LookupError("no such layer")
+
+
+    class Idle(FeedbackAlignment):
+        """Learns nothing."""
+
+        def signal(self, *given):
+            signal = super().signal(*given)
+            signal.grads = {name: 0 * gradient for name, gradient in signal.grads.items()}
+            return signal
+
+
+    class Counting(FeedbackAlignment):
+        """Lets its steps shrink, and does not remember how far it was."""
+
+        steps = 0
+
+        def signal(self, *given):
+            signal = super().signal(*given)
+            self.steps += 1
+            signal.grads = {name: gradient / self.steps for name, gradient in signal.grads.items()}
+            return signal
+
+
+    def _part(rule):
+        title = rule.__name__.lower()
+
+        class Config(FeedbackAlignment.Config):
+            __annotations__ = {"name": Literal[title]}
+            name = title
+
+            def build(self, model, streams):
+                return rule(self.draw_all(model, streams))
+
+        rule.Config = Config
+
+
+    for _rule in (Liar, Cheap, Restless, Forgetful, Deaf, Hasty, Buggy, Idle, Counting):
+        _part(_rule)
+''')
+CAUGHT = {
+    "liar": ("tells_the_truth_in_its_manifest", "is called backprop, but is not the gradient"),
+    "cheap": ("reports_its_costs", "FLOPs, PyTorch counts"),
+    "restless": ("learns_and_repeats_itself", "two runs of one seed: "),
+    "forgetful": ("remembers_what_it_needs", "a state without its tensors is accepted"),
+    "counting": ("resumes_to_the_same_bits", "a resumed run and a whole one: "),
+    "deaf": ("weights_examples", "the loss is "),
+    "hasty": ("leaves_the_weights_to_the_update", "the weights after a signal and before: 1 of "),
+    "idle": ("moves_all_but_the_frozen", "but moved: False"),
+}
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory):
+    rules = {name: f"bad_rules:{name.capitalize()}" for name in [*CAUGHT, "buggy"]}
+    folder = distribution(tmp_path_factory.mktemp("bad"), {"bad_rules": BAD}, {"heterodox.credit": rules})
+    with installed(folder):
+        yield
+
+
+def checked(check, credit, tmp_path):
+    CHECKS[check](tiny_recipe(credit=credit, update={"name": "adamw", "lr": 1e-2}), tmp_path)
+
+
+@pytest.mark.parametrize("credit", CAUGHT)
+def test_a_rule_that_does_wrong_is_caught(bad, credit, tmp_path):
+    check, words = CAUGHT[credit]
+    with pytest.raises(Violation, match=words):
+        checked(check, credit, tmp_path)
+
+
+def test_a_checkpoint_without_its_state_may_not_be_resumed(bad, tmp_path):
+    with pytest.raises(Violation, match="and the run went on"):
+        checked("resume_needs_the_rules_state", "forgetful", tmp_path)
+
+
+def test_the_command_answers_with_what_is_wrong_and_why(bad, monkeypatch):
+    monkeypatch.setattr(suite, "CHECKS", {name: CHECKS[name] for name in ("reports_its_costs", "weights_examples")})
+    answer = heterodox("check", "credit=cheap", "--json")
+    assert answer.code == 1
+    costs, weights = json.loads(answer.out)
+    assert "PyTorch counts" in costs["problem"]
+    assert weights["problem"] is None
+    assert "NO: the rule reports" in heterodox("check", "credit=cheap").out
+    answer = heterodox("check", "credit=buggy")
+    assert answer.code == 1
+    assert "NO: LookupError: no such layer" in answer.out
+    assert 'raise LookupError("no such layer")' in answer.err
+    answer = heterodox("check", "credit=feedback_alignment", "update=sgd")
+    assert answer.code == 0
+    assert "NO" not in answer.out
