@@ -49,6 +49,9 @@ class Options(config.Config):
         "meta", description="what critics learn by; regression: on the true gradient, by backprop; frozen: nothing"
     )
     regression_steps: int = Field(0, ge=0, description="phase 0: so many steps of regression (backprop) first")
+    hypothesis: Literal["weights", "activations"] = Field(
+        "weights", description="what a partial forward tries: W − η ΔW, or outer's errors, a − η δ, where they enter"
+    )
     step: float = Field(1.0, gt=0, description="η, length of the hypothetical step")
     penalty: float = Field(1.0, ge=0, description="λ of (η/2)‖ΔW‖²; 1: proximal; 0: the source's meta-loss")
     floor: float = Field(0.0, ge=0, description="norm below which a stage's ΔW is penalised, against doing nothing")
@@ -77,6 +80,11 @@ class Options(config.Config):
                 raise ValueError(f"{option} is for structure {owner} only, and structure is {self.structure}")
         if self.start == "stream" and not self._can_pass_on:
             raise ValueError("start stream needs target error, structure outer, a linear path and no target_width")
+        if self.hypothesis == "activations" and (self.structure != "outer" or self.objective != "meta"):
+            raise ValueError(
+                "hypothesis activations needs errors that learn from partial forwards: structure outer and objective "
+                f"meta, not {self.structure} and {self.objective}"
+            )
         if self.objective == "frozen":
             for option in ("regression_steps", "layers_per_step", "meta_warmup"):
                 if getattr(self, option):

@@ -25,6 +25,7 @@ class StepFlops:
     branch: bool
     batch: int
     time: int
+    activations: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = self.batch * self.time
@@ -52,12 +53,13 @@ class StepFlops:
         total = 2 * (target.macs(self.of_target) + target.backward_macs(self.of_target, context=False, signal=False))
         if not partial:
             total += self.forward.with_backward
+        moves = partial and self.activations
         for stage in stages:
-            total += (
-                self._critics(stage) + self._critics_back(stage) + self._proposal(stage) + self._proposal_back(stage)
-            )
+            total += self._critics(stage) + self._critics_back(stage)
+            if not moves:
+                total += self._proposal(stage) + self._proposal_back(stage)
             if partial:
-                total += self._partial(stage)
+                total += self._partial(stage, moves=moves)
         return total
 
     def _rows(self) -> Rows:
@@ -116,22 +118,39 @@ class StepFlops:
         scores = queries or keys or "attn.mix" in learning
         return (scores + queries + keys + values) * self.attention // 2
 
-    def _partial(self, stage: Stage) -> int:
-        """A partial forward pass and the way back to the stage's hypothetical weights."""
+    def _partial(self, stage: Stage, *, moves: bool) -> int:
+        """A partial forward pass and the way back to the stage's hypothetical weights, or to its moves."""
         above = len(self.model.blocks) - 1 - stage.index
         block = self.linear + self.attention + self.fixed + self.lookup
         suffix = above * (block + self.linear + 2 * self.attention + self.fixed) + 2 * self.forward.head
-        return suffix if stage.index == EMBEDDINGS else suffix + block + self._own_back(stage)
+        if stage.index == EMBEDDINGS:
+            return suffix
+        return suffix + block + self.fixed + (self._back_to_moves(stage) if moves else self._back_to_weights(stage))
 
-    def _own_back(self, stage: Stage) -> int:
+    def _back_to_weights(self, stage: Stage) -> int:
         learning = _learning(stage)
-        lowest = min(PLACE.get(name, len(ORDER)) for name in learning)
-        inputs = 0
-        for name, module in self.model.blocks[stage.index].named_modules():
-            if isinstance(module, nn.Linear) and PLACE[name] > lowest:
-                inputs += 2 * self.tokens * module.weight.numel()
         mixing = 2 * self.attention if "ln1" in learning else self._mixing(learning)
-        return self._products(stage) + inputs + mixing + self.fixed
+        return self._products(stage) + self._inputs(stage, _lowest(learning)) + mixing
+
+    def _back_to_moves(self, stage: Stage) -> int:
+        learning = _learning(stage)
+        if self.branch:
+            learning = {"attn.mix" if PLACE.get(name) == PLACE["attn.q"] else name for name in learning}
+        lowest = _lowest(learning)
+        if lowest >= PLACE["attn.mix"]:
+            return self._inputs(stage, lowest)
+        return self._inputs(stage, lowest) + (2 * self.attention if "ln1" in learning else self._mixing(learning))
+
+    def _inputs(self, stage: Stage, lowest: int) -> int:
+        """The way back through the linear layers behind this place."""
+        layers = self.model.blocks[stage.index].named_modules()
+        weights = [m.weight.numel() for name, m in layers if isinstance(m, nn.Linear) and PLACE[name] > lowest]
+        return 2 * self.tokens * sum(weights)
+
+
+def _lowest(layers: set[str]) -> int:
+    """The first place of these layers; that of a layer unknown to `ORDER` is behind all."""
+    return min(PLACE.get(name, len(ORDER)) for name in layers)
 
 
 def _learning(stage: Stage) -> set[str]:

@@ -16,7 +16,7 @@ from heterodox.credit.meta_critic.forward import Forward
 from heterodox.credit.meta_critic.layout import Stage
 from heterodox.credit.meta_critic.outer import keep_tokens, outer_products
 from heterodox.credit.meta_critic.structure import Structure
-from heterodox.credit.meta_critic.target import Sight, TargetKind, normal, pool
+from heterodox.credit.meta_critic.target import Sight, TargetKind, normal, pool, spread
 from heterodox.credit.tape import Record
 
 
@@ -58,14 +58,25 @@ class Proposals:
 
     def summary(self, seen: Forward, stage: Stage, context: Tensor, sight: Sight, target: Tensor) -> dict[str, Tensor]:
         """By parameter name what this rank proposes, differentiable in the critics and in `target`."""
-        outer = self.structure is None
-        size = None if self._pooled else sight.size
-        outputs = self.critics.outputs(stage, context, target, size, mean=not outer)
-        if not outer:
-            return outputs
-        share = 1 / seen.batch.num_tokens
-        errors = {slot: keep_tokens(y * share, self.density) for slot, y in outputs.items()}
-        return outer_products(seen.tape, self.learns, stage.index, errors)
+        if self.structure is None:
+            share = 1 / seen.batch.num_tokens
+            errors = {slot: y * share for slot, y in self.errors(seen, stage, context, sight, target).items()}
+            return outer_products(seen.tape, self.learns, stage.index, errors)
+        size = None if self._pooled else self._size(seen, stage, sight)
+        return self.critics.outputs(stage, context, target, size, mean=True)
+
+    def errors(
+        self, seen: Forward, stage: Stage, context: Tensor, sight: Sight, target: Tensor
+    ) -> dict[str, Float[Tensor, "batch time width"]]:
+        """By slot what `outer`'s critics take for B·T ∂L/∂a, with a what comes out there; 0 for tokens left out."""
+        outputs = self.critics.outputs(stage, context, target, self._size(seen, stage, sight), mean=False)
+        return {slot: keep_tokens(y, self.density) for slot, y in outputs.items()}
+
+    def _size(self, seen: Forward, stage: Stage, sight: Sight) -> Float[Tensor, "#batch #time 1"]:
+        """What goes onto the critics' outputs. Behind a norm an error is as large as the stream is short."""
+        if self.target_kind != "error":
+            return sight.size
+        return sight.size * spread(seen.last) / spread(seen.outputs[stage.index])
 
     def matrices(self, stage: Stage, summary: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """ΔW by parameter name, from summaries that all ranks share."""
