@@ -22,6 +22,8 @@ RULES = {
     "outer at each matrix": {"point": "output"},
     "activations": {"hypothesis": "activations"},
     "activations of some tokens": {"hypothesis": "activations", "density": 0.5, "floor": 9.0},
+    "transport": {"transport": "attention"},
+    "activations and transport": {"hypothesis": "activations", "transport": "attention", "critic": "mlp"},
     "activations at each matrix": {"hypothesis": "activations", "point": "output"},
     "shared": {"shared": True},
     "mlp": {"critic": "mlp", "local_width": 5, "local_density": 0.5},

@@ -46,6 +46,9 @@ OPTIONS = {
         "hypothesis": "activations", "point": "output", "matrices": ["attn.o", "attn.k"],
     },
     "activations, proj": {"hypothesis": "activations", "matrices": ["mlp.proj"], "embeddings": "frozen"},
+    "transport": {"transport": "attention"},
+    "transport to one stage": {"transport": "attention", "layers_per_step": 1, "hypothesis": "activations"},
+    "transport of narrow G": {"transport": "attention", "target": "token", "target_width": 9},
     "activations after phase 0": {"hypothesis": "activations", "regression_steps": 1},
 }  # fmt: skip
 

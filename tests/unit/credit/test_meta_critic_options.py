@@ -49,6 +49,10 @@ REFUSED = {
     "activations and regression": (
         {"hypothesis": "activations", "objective": "regression"}, "objective meta, not outer and regression",
     ),
+    "transport of a pooled target": (
+        {"transport": "attention", "target": "pooled"}, "transport attention needs a G of tokens",
+    ),
+    "transport without a tape": ({"transport": "attention", "point": "output"}, "not error, outer and output"),
     "reuse of nothing": ({"reuse_target": True, "meta_every": 2}, "reuse_target needs a meta-step in every step"),
     "density of 0": ({"density": 0}, "credit.density"),
     "unknown matrix": ({"matrices": ["mlp.up"]}, "credit.matrices"),

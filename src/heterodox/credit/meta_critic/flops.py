@@ -44,7 +44,9 @@ class StepFlops:
 
     def phase_b(self, stages: Iterable[Stage], *, reuse: bool) -> int:
         """All proposals, and G unless it is reused."""
+        stages = list(stages)
         target = 0 if reuse else 2 * self.proposals.critics.target.macs(self.of_target)
+        target += self._transport(stages)[0]
         return target + sum(self._critics(stage) + self._proposal(stage) for stage in stages)
 
     def phase_a(self, stages: Iterable[Stage], *, partial: bool) -> int:
@@ -53,7 +55,8 @@ class StepFlops:
         total = 2 * (target.macs(self.of_target) + target.backward_macs(self.of_target, context=False, signal=False))
         if not partial:
             total += self.forward.with_backward
-        moves = partial and self.activations
+        moves, stages = partial and self.activations, list(stages)
+        total += sum(self._transport(stages))
         for stage in stages:
             total += self._critics(stage) + self._critics_back(stage)
             if not moves:
@@ -61,6 +64,17 @@ class StepFlops:
             if partial:
                 total += self._partial(stage, moves=moves)
         return total
+
+    def _transport(self, stages: list[Stage]) -> tuple[int, int]:
+        """G on its way down to these stages, and the way back to P_j, Q_j and G."""
+        transport = self.proposals.critics.transport
+        if transport is None:
+            return 0, 0
+        passed = transport.passed(min(stage.index for stage in stages))
+        products = (
+            2 * self.tokens * sum(transport.inward[str(j)].numel() + transport.outward[str(j)].numel() for j in passed)
+        )
+        return products + len(passed) * 3 * self.attention // 2, 2 * products + len(passed) * self.attention // 2
 
     def _rows(self) -> Rows:
         """Rows in a stage's critics."""

@@ -66,9 +66,9 @@ def propose(
     activations: bool = False,
 ) -> Summaries:
     """This rank's summaries for `stages`, or, for `activations`, its errors δ by slot."""
-    contexts = proposals.contexts(seen, stages, comm)
+    contexts, told = proposals.contexts(seen, stages, comm), proposals.tell(seen, stages, sight, target)
     say = proposals.errors if activations else proposals.summary
-    return {stage.index: say(seen, stage, contexts[stage.index], sight, target) for stage in stages}
+    return {stage.index: say(seen, stage, contexts[stage.index], told[stage.index]) for stage in stages}
 
 
 def shared(summaries: Summaries, comm: Comm) -> Summaries:
