@@ -77,7 +77,7 @@ class Proposals:
             signal, size = target, sight.size
             if stage.index in brought:
                 signal = brought[stage.index]
-                size = signal.detach().square().mean(-1, keepdim=True).sqrt()
+                size = torch.linalg.vector_norm(signal, dim=-1, keepdim=True) / signal.shape[-1] ** 0.5
                 signal = signal / size.clamp_min(torch.finfo(size.dtype).tiny)
             if self.target_kind == "error":
                 size = size * spread(seen.last) / spread(seen.outputs[stage.index])
