@@ -31,8 +31,10 @@ VARIANTS: dict[str, list[str]] = {
     "all stages, one by one": [ALONE, "credit.suffix=separate"],
     "2 stages a step": [ALONE, "credit.layers_per_step=2"],
     "1 stage a step": [ALONE, "credit.layers_per_step=1"],
-    "a step without a meta-step": [ALONE, "credit.objective=frozen"],
+    "a step without a meta-step": [ALONE, "credit.objective=frozen", "credit.hypothesis=weights"],
     "shared critics": [ALONE, "credit.shared=true"],
+    "hypothesis: weights": [ALONE, "credit.hypothesis=weights"],
+    "transport: none": [ALONE, "credit.transport=none"],
 }
 
 

@@ -10,7 +10,7 @@ from heterodox.core.rng import Streams
 from heterodox.credit import MetaCritic
 from heterodox.credit.meta_critic.forward import main_forward
 from heterodox.credit.meta_critic.layout import Stage
-from heterodox.credit.meta_critic.meta import critic_gradients, meta_loss_gradients, propose, shared
+from heterodox.credit.meta_critic.meta import critic_gradients, leaves_of, meta_loss_gradients, propose
 from heterodox.credit.meta_critic.target import look
 from heterodox.model import GPT
 from heterodox.objective import CrossEntropy
@@ -25,7 +25,10 @@ def rule_of(model: GPT, seed: int = 0, **options) -> MetaCritic:
 
 @dataclass
 class Meta:
-    """The meta-loss at the rule's θ, its gradient by θ, and by stage the losses and the proposals behind it."""
+    """The meta-loss at the rule's θ, its gradient by θ, and by stage the losses and the proposals behind it.
+
+    With `hypothesis: activations` the proposals are errors by slot.
+    """
 
     value: Tensor
     gradient: dict[str, Tensor]
@@ -38,8 +41,9 @@ def _phase_a(rule: MetaCritic, model: GPT, stages: list[Stage]):
     proposals, objective = rule.proposals, CrossEntropy()
     seen = main_forward(model, tiny_batch(), WEIGHTS, objective, rule.operations)
     sight = look(proposals.target_kind, seen, objective, Solo(), torch.float64)
-    summaries = propose(proposals, seen, stages, sight, proposals.target(sight), Solo())
-    leaves = shared(summaries, Solo())
+    activations = rule.meta.activations
+    summaries = propose(proposals, seen, stages, sight, proposals.target(sight), Solo(), activations=activations)
+    leaves = leaves_of(summaries)
     for leaf in (leaf for found in leaves.values() for leaf in found.values()):
         leaf.requires_grad_()
     return summaries, meta_loss_gradients(model, seen, objective, proposals, stages, leaves, rule.meta)
@@ -54,7 +58,8 @@ def summary_gradients(rule: MetaCritic, model: GPT) -> list[Tensor]:
 def meta_of(rule: MetaCritic, model: GPT, stages: list[Stage] | None = None) -> Meta:
     stages = stages or rule.proposals.stages
     summaries, (grads, losses, matrices) = _phase_a(rule, model, stages)
-    gradient = critic_gradients(summaries, grads, rule.proposals.critics.learning_for(stages), Solo())
+    learning, activations = rule.proposals.critics.learning_for(stages), rule.meta.activations
+    gradient = critic_gradients(summaries, grads, learning, Solo(), activations=activations)
     each = [(losses[s.index] * WEIGHTS).mean() + rule.meta.regulariser(matrices[s.index]) for s in stages]
     return Meta(torch.stack(each).mean(), gradient, losses, matrices)
 

@@ -45,6 +45,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "name": "meta_critic", "layers_per_step": 1, "meta_every": 2, "target": "token", "density": 0.5,
         "critic": "mlp",
     },
+    "meta_critic activations": {
+        "name": "meta_critic", "hypothesis": "activations", "transport": "attention", "layers_per_step": 2,
+    },
     "meta_critic shared": {"name": "meta_critic", "shared": True, "objective": "regression", "point": "output"},
     "meta_critic low_rank": {"name": "meta_critic", "structure": "low_rank", "density": 0.5, "reuse_target": True},
     "meta_critic source": {

@@ -20,6 +20,11 @@ RULES = {
     "outer": {},
     "outer of some tokens": {"density": 0.5},
     "outer at each matrix": {"point": "output"},
+    "activations": {"hypothesis": "activations"},
+    "activations of some tokens": {"hypothesis": "activations", "density": 0.5, "floor": 9.0},
+    "transport": {"transport": "attention"},
+    "activations and transport": {"hypothesis": "activations", "transport": "attention", "critic": "mlp"},
+    "activations at each matrix": {"hypothesis": "activations", "point": "output"},
     "shared": {"shared": True},
     "mlp": {"critic": "mlp", "local_width": 5, "local_density": 0.5},
     "token": {"target": "token"},
@@ -57,9 +62,10 @@ def test_the_critics_gradient_is_that_of_the_meta_loss(options, switches):
 
 @every_rule
 def test_for_a_small_step_it_is_minus_the_step_times_the_slope_along_the_gradient(options):
-    """∂L_meta,i/∂θ → −η ⟨∂ΔW/∂θ, ∇_W L⟩, to first order in η; without a penalty."""
+    """∂L_meta,i/∂θ → −η ⟨∂ΔW/∂θ, ∇_W L⟩, to first order in η; without a penalty. Of errors: −η ⟨∂δ/∂θ, ∂L/∂a⟩."""
     model = tiny_gpt()
-    exact = grads_of(Backprop(), model)
+    rule = rule_of(model, **options)
+    exact = true_moves(model, rule) if rule.meta.activations else grads_of(Backprop(), model)
 
     def distance(step: float) -> float:
         rule = rule_of(model, **options | {"penalty": 0.0, "floor": 0.0, "step": step})
@@ -125,6 +131,12 @@ def true_errors(model, rule: MetaCritic, weights: torch.Tensor = WEIGHTS) -> dic
     return found | {"pos_emb": positions.expand(len(WEIGHTS), -1, -1) / len(WEIGHTS)}
 
 
+def true_moves(model, rule: MetaCritic) -> dict[str, torch.Tensor]:
+    """The same where positions may move by example."""
+    found = true_errors(model, rule)
+    return found | {"pos_emb": found["tok_emb"]}
+
+
 def let_an_oracle_speak(monkeypatch, errors, sign: float = 1.0) -> None:
     """Critics answer with the true errors."""
 
@@ -159,14 +171,18 @@ def test_an_oracle_critic_is_backprop_with_the_same_update(update, switches, poi
     assert not torch.allclose(wrong[name], backprop[name], atol=1e-4)
 
 
-def test_the_gradient_is_the_best_proposal_of_the_proximal_loss(monkeypatch):
-    """∂/∂ΔW [L(W − ηΔW) + (η/2)‖ΔW‖²] at ΔW = ∇L vanishes with η, and does not at −∇L."""
+@pytest.mark.parametrize(
+    ("hypothesis", "true", "point"),
+    [("weights", true_errors, "branch"), ("activations", true_moves, "branch"), ("activations", true_moves, "output")],
+)
+def test_the_gradient_is_the_best_proposal_of_the_proximal_loss(hypothesis, true, point, monkeypatch):
+    """∂/∂ΔW [L(W − ηΔW) + (η/2)‖ΔW‖²] at ΔW = ∇L vanishes with η, and does not at −∇L; so for errors."""
 
     def size(sign: float, step: float) -> float:
         model = tiny_gpt()
-        rule = rule_of(model, step=step)
+        rule = rule_of(model, step=step, hypothesis=hypothesis, point=point)
         with monkeypatch.context() as patch:
-            let_an_oracle_speak(patch, true_errors(model, rule), sign)
+            let_an_oracle_speak(patch, true(model, rule), sign)
             found = summary_gradients(rule, model)
         return sum(float(g.square().sum()) for g in found) ** 0.5 / step
 
@@ -233,20 +249,24 @@ def test_an_outer_proposal_has_as_many_rank_one_terms_as_tokens_it_keeps():
     assert max(ranks(signal_of(rule_of(tiny_gpt()), tiny_gpt()).grads).values()) == 8
 
 
-def test_partial_forwards_one_by_one_give_the_same_gradient():
+@pytest.mark.parametrize("hypothesis", ["weights", "activations"])
+def test_partial_forwards_one_by_one_give_the_same_gradient(hypothesis):
     model = tiny_gpt()
-    shared, separate = (meta_of(rule_of(model, suffix=suffix), model) for suffix in ("shared", "separate"))
+    shared, separate = (
+        meta_of(rule_of(model, suffix=suffix, hypothesis=hypothesis), model) for suffix in ("shared", "separate")
+    )
     assert shared.gradient.keys() == separate.gradient.keys()
     for name, gradient in shared.gradient.items():
         assert same(gradient, separate.gradient[name]), name
     assert same(shared.value, separate.value)
 
 
+@pytest.mark.parametrize("hypothesis", ["weights", "activations"])
 @pytest.mark.parametrize("together", [True, False])
-def test_partial_forwards_with_the_weights_as_they_are_are_the_main_forward(together, monkeypatch):
+def test_partial_forwards_with_the_weights_as_they_are_are_the_main_forward(together, hypothesis):
     """Also under dropout, whose masks are the main forward's, and whether or not streams share the stages above."""
     model = tiny_gpt(dropout=0.0 if together else 0.3)
-    rule = rule_of(model, step=1e-300)
+    rule = rule_of(model, step=1e-300, hypothesis=hypothesis)
     torch.manual_seed(0)
     losses = meta_of(rule, model).losses
     torch.manual_seed(0)

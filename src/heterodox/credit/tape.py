@@ -57,6 +57,11 @@ class Record:
         return self.name if self.consumer is None else self.consumer.name
 
     @property
+    def point_end(self) -> str:
+        """The module whose output the error at `point` is for: the last one of the consumer, or the layer."""
+        return self.name if self.consumer is None else self.consumer.calls[-1].name
+
+    @property
     def point_width(self) -> int:
         return (self.output_shape if self.consumer is None else self.consumer.output_shape)[-1]
 

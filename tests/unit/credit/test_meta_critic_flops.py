@@ -39,7 +39,18 @@ OPTIONS = {
     "joint": {"joint_every": 1},
     "narrow": {"local_width": 7, "target_width": 9},
     "some tokens": {"density": 0.25},
-}
+    "activations": {"hypothesis": "activations"},
+    "activations at each matrix": {"hypothesis": "activations", "point": "output"},
+    "activations, queries and fc": {"hypothesis": "activations", "matrices": ["attn.q", "mlp.fc"]},
+    "activations, keys and o at each matrix": {
+        "hypothesis": "activations", "point": "output", "matrices": ["attn.o", "attn.k"],
+    },
+    "activations, proj": {"hypothesis": "activations", "matrices": ["mlp.proj"], "embeddings": "frozen"},
+    "transport": {"transport": "attention"},
+    "transport to one stage": {"transport": "attention", "layers_per_step": 1, "hypothesis": "activations"},
+    "transport of narrow G": {"transport": "attention", "target": "token", "target_width": 9},
+    "activations after phase 0": {"hypothesis": "activations", "regression_steps": 1},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("switches", [{}, ALL_AT_ONCE], ids=["plain", "all switches"])

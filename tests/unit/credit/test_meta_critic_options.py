@@ -43,6 +43,16 @@ REFUSED = {
     "phase 0 of regression": (
         {"objective": "regression", "regression_steps": 3}, "but objective regression is nothing else",
     ),
+    "activations of no errors": (
+        {"hypothesis": "activations", "structure": "low_rank"}, "structure outer and objective meta, not low_rank",
+    ),
+    "activations and regression": (
+        {"hypothesis": "activations", "objective": "regression"}, "objective meta, not outer and regression",
+    ),
+    "transport of a pooled target": (
+        {"transport": "attention", "target": "pooled"}, "transport attention needs a G of tokens",
+    ),
+    "transport without a tape": ({"transport": "attention", "point": "output"}, "not error, outer and output"),
     "reuse of nothing": ({"reuse_target": True, "meta_every": 2}, "reuse_target needs a meta-step in every step"),
     "density of 0": ({"density": 0}, "credit.density"),
     "unknown matrix": ({"matrices": ["mlp.up"]}, "credit.matrices"),

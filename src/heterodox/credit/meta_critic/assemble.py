@@ -14,6 +14,7 @@ from heterodox.credit.meta_critic.optimiser import MetaOptimiser
 from heterodox.credit.meta_critic.proposals import Proposals
 from heterodox.credit.meta_critic.schedule import Schedule
 from heterodox.credit.meta_critic.structure import Structure
+from heterodox.credit.meta_critic.transport import Transport
 from heterodox.credit.tape import POINTWISE
 from heterodox.model import GPT, CausalMix, HardTopK, ResidualGate
 
@@ -56,6 +57,9 @@ def proposals_of(options: Options, model: GPT, streams: Streams) -> Proposals:
         linear=options.linear,
         shared=options.shared,
         begins_as_stream=options.begins_as_stream,
+        transport=None
+        if options.transport == "none"
+        else Transport(range(len(model.blocks)), weight.shape[1], target_width, streams, weight),
     )
     size, most = sum(parameter.numel() for parameter in critics.parameters()), options.max_meta_parameters
     if most is not None and size > most:

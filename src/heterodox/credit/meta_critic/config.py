@@ -25,6 +25,9 @@ class Options(config.Config):
     target_hidden: int = Field(128, ge=1, description="hidden units of MLP_G")
     local_width: int | None = Field(None, ge=1, description="of LTF, rows of M; null: as wide as G")
     local_density: float = Field(1.0, gt=0, le=1, description="non-zero share of each row of M; 1: orthogonal")
+    transport: Literal["none", "attention"] = Field(
+        "none", description="how G comes down to a stage: as it is; along the attention of the blocks above, too"
+    )
     reuse_target: bool = Field(False, description="phase B with the G of before the critics' step")
     structure: StructureName = Field("outer", description="of ΔW")
     rank: int | None = Field(None, ge=1, description=f"of low_rank; null: {RANK}")
@@ -49,6 +52,9 @@ class Options(config.Config):
         "meta", description="what critics learn by; regression: on the true gradient, by backprop; frozen: nothing"
     )
     regression_steps: int = Field(0, ge=0, description="phase 0: so many steps of regression (backprop) first")
+    hypothesis: Literal["weights", "activations"] = Field(
+        "weights", description="what a partial forward tries: W − η ΔW, or outer's errors, a − η δ, where they enter"
+    )
     step: float = Field(1.0, gt=0, description="η, length of the hypothetical step")
     penalty: float = Field(1.0, ge=0, description="λ of (η/2)‖ΔW‖²; 1: proximal; 0: the source's meta-loss")
     floor: float = Field(0.0, ge=0, description="norm below which a stage's ΔW is penalised, against doing nothing")
@@ -77,6 +83,18 @@ class Options(config.Config):
                 raise ValueError(f"{option} is for structure {owner} only, and structure is {self.structure}")
         if self.start == "stream" and not self._can_pass_on:
             raise ValueError("start stream needs target error, structure outer, a linear path and no target_width")
+        if self.hypothesis == "activations" and (self.structure != "outer" or self.objective != "meta"):
+            raise ValueError(
+                "hypothesis activations needs errors that learn from partial forwards: structure outer and objective "
+                f"meta, not {self.structure} and {self.objective}"
+            )
+        if self.transport == "attention" and (
+            self.target == "pooled" or self.structure != "outer" or self.point == "output"
+        ):
+            raise ValueError(
+                "transport attention needs a G of tokens and attention on the tape: target error or token, structure "
+                f"outer and point branch, not {self.target}, {self.structure} and {self.point or 'branch'}"
+            )
         if self.objective == "frozen":
             for option in ("regression_steps", "layers_per_step", "meta_warmup"):
                 if getattr(self, option):

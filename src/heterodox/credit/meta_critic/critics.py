@@ -10,6 +10,7 @@ from heterodox.core.rng import Streams
 from heterodox.credit.meta_critic.layout import EMBEDDINGS, Stage, critic_of
 from heterodox.credit.meta_critic.network import Form, Network
 from heterodox.credit.meta_critic.target import TargetKind, draw_projection, target_network
+from heterodox.credit.meta_critic.transport import Transport
 
 ID_WIDTH = 16
 
@@ -18,6 +19,7 @@ class Critics(nn.Module):
     """MLP_G, M_i and the critics of `stages`. Shared critics see a learned id of the block besides."""
 
     ids: nn.Parameter | None
+    transport: Transport | None
 
     def __init__(
         self,
@@ -36,9 +38,11 @@ class Critics(nn.Module):
         linear: bool,
         shared: bool,
         begins_as_stream: bool = False,
+        transport: Transport | None = None,
     ) -> None:
         super().__init__()
         generator = streams.generator("rule", "target")
+        self.transport = transport
         self.target = target_network(target, width, target_hidden, target_width, generator, like)
         self.parts: dict[int, dict[str, dict[str, int]]] = {}
         outputs: dict[str, int] = {}
@@ -114,5 +118,5 @@ class Critics(nn.Module):
     def learning_for(self, stages: Iterable[Stage]) -> dict[str, nn.Parameter]:
         """The parameters that proposals for these stages depend on, by name."""
         used = {f"nets.{key}." for stage in stages for key in self.parts[stage.index]}
-        starts = ("target.", "ids", *used)
+        starts = ("target.", "transport.", "ids", *used)
         return {name: parameter for name, parameter in self.named_parameters() if name.startswith(starts)}

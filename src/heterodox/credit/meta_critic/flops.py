@@ -25,6 +25,7 @@ class StepFlops:
     branch: bool
     batch: int
     time: int
+    activations: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = self.batch * self.time
@@ -43,7 +44,9 @@ class StepFlops:
 
     def phase_b(self, stages: Iterable[Stage], *, reuse: bool) -> int:
         """All proposals, and G unless it is reused."""
+        stages = list(stages)
         target = 0 if reuse else 2 * self.proposals.critics.target.macs(self.of_target)
+        target += self._transport(stages)[0]
         return target + sum(self._critics(stage) + self._proposal(stage) for stage in stages)
 
     def phase_a(self, stages: Iterable[Stage], *, partial: bool) -> int:
@@ -52,13 +55,26 @@ class StepFlops:
         total = 2 * (target.macs(self.of_target) + target.backward_macs(self.of_target, context=False, signal=False))
         if not partial:
             total += self.forward.with_backward
+        moves, stages = partial and self.activations, list(stages)
+        total += sum(self._transport(stages))
         for stage in stages:
-            total += (
-                self._critics(stage) + self._critics_back(stage) + self._proposal(stage) + self._proposal_back(stage)
-            )
+            total += self._critics(stage) + self._critics_back(stage)
+            if not moves:
+                total += self._proposal(stage) + self._proposal_back(stage)
             if partial:
-                total += self._partial(stage)
+                total += self._partial(stage, moves=moves)
         return total
+
+    def _transport(self, stages: list[Stage]) -> tuple[int, int]:
+        """G on its way down to these stages, and the way back to P_j, Q_j and G."""
+        transport = self.proposals.critics.transport
+        if transport is None:
+            return 0, 0
+        passed = transport.passed(min(stage.index for stage in stages))
+        products = (
+            2 * self.tokens * sum(transport.inward[str(j)].numel() + transport.outward[str(j)].numel() for j in passed)
+        )
+        return products + len(passed) * 3 * self.attention // 2, 2 * products + len(passed) * self.attention // 2
 
     def _rows(self) -> Rows:
         """Rows in a stage's critics."""
@@ -116,22 +132,39 @@ class StepFlops:
         scores = queries or keys or "attn.mix" in learning
         return (scores + queries + keys + values) * self.attention // 2
 
-    def _partial(self, stage: Stage) -> int:
-        """A partial forward pass and the way back to the stage's hypothetical weights."""
+    def _partial(self, stage: Stage, *, moves: bool) -> int:
+        """A partial forward pass and the way back to the stage's hypothetical weights, or to its moves."""
         above = len(self.model.blocks) - 1 - stage.index
         block = self.linear + self.attention + self.fixed + self.lookup
         suffix = above * (block + self.linear + 2 * self.attention + self.fixed) + 2 * self.forward.head
-        return suffix if stage.index == EMBEDDINGS else suffix + block + self._own_back(stage)
+        if stage.index == EMBEDDINGS:
+            return suffix
+        return suffix + block + self.fixed + (self._back_to_moves(stage) if moves else self._back_to_weights(stage))
 
-    def _own_back(self, stage: Stage) -> int:
+    def _back_to_weights(self, stage: Stage) -> int:
         learning = _learning(stage)
-        lowest = min(PLACE.get(name, len(ORDER)) for name in learning)
-        inputs = 0
-        for name, module in self.model.blocks[stage.index].named_modules():
-            if isinstance(module, nn.Linear) and PLACE[name] > lowest:
-                inputs += 2 * self.tokens * module.weight.numel()
         mixing = 2 * self.attention if "ln1" in learning else self._mixing(learning)
-        return self._products(stage) + inputs + mixing + self.fixed
+        return self._products(stage) + self._inputs(stage, _lowest(learning)) + mixing
+
+    def _back_to_moves(self, stage: Stage) -> int:
+        learning = _learning(stage)
+        if self.branch:
+            learning = {"attn.mix" if PLACE.get(name) == PLACE["attn.q"] else name for name in learning}
+        lowest = _lowest(learning)
+        if lowest >= PLACE["attn.mix"]:
+            return self._inputs(stage, lowest)
+        return self._inputs(stage, lowest) + (2 * self.attention if "ln1" in learning else self._mixing(learning))
+
+    def _inputs(self, stage: Stage, lowest: int) -> int:
+        """The way back through the linear layers behind this place."""
+        layers = self.model.blocks[stage.index].named_modules()
+        weights = [m.weight.numel() for name, m in layers if isinstance(m, nn.Linear) and PLACE[name] > lowest]
+        return 2 * self.tokens * sum(weights)
+
+
+def _lowest(layers: set[str]) -> int:
+    """The first place of these layers; that of a layer unknown to `ORDER` is behind all."""
+    return min(PLACE.get(name, len(ORDER)) for name in layers)
 
 
 def _learning(stage: Stage) -> set[str]:

@@ -2,9 +2,13 @@
 
     L_meta = mean_{i ∈ S} [ L(W_i − η ΔW_i) + λ (η/2) ‖ΔW_i‖² + (η/2) max(0, floor − ‖ΔW_i‖)² ]
 
-The graph is cut at the proposals' summaries. Partial forwards give ∂L_meta/∂summary, of which all ranks take the mean;
-the critics' graph, which waits meanwhile, then carries that on to θ. So every rank tries the step that all ranks would
-make together.
+With `activations` it is a − η δ at the stage's points that a partial forward tries, and ‖δ‖², the mean over tokens,
+that is penalised: critics then learn each token's error, not the products' sum alone, which hardly shows the directions
+in which inputs vary little.
+
+The graph is cut at the proposals' summaries, or at the errors δ. Partial forwards give ∂L_meta/∂summary, of which all
+ranks take the mean; the critics' graph, which waits meanwhile, then carries that on to θ. So every rank tries the step
+that all ranks would make together. Errors are each rank's own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,14 +39,16 @@ class MetaObjective:
     penalty: float = 1.0
     floor: float = 0.0
     together: bool = True
+    activations: bool = False
 
     def weight(self, weight: Tensor, proposal: Tensor) -> Tensor:
         """W − η ΔW."""
         return weight.detach() - self.step * proposal.to(weight.dtype)
 
     def regulariser(self, proposals: Mapping[str, Tensor]) -> Tensor:
-        """λ (η/2) ‖ΔW_i‖² + (η/2) max(0, floor − ‖ΔW_i‖)² of a stage."""
-        square = torch.stack([proposal.square().sum() for proposal in proposals.values()]).sum()
+        """λ (η/2) ‖ΔW_i‖² + (η/2) max(0, floor − ‖ΔW_i‖)² of a stage, or of its errors by slot."""
+        squares = [(x.square().sum(-1).mean() if self.activations else x.square().sum()) for x in proposals.values()]
+        square = torch.stack(squares).sum()
         if not self.floor:
             return self.penalty * self.step / 2 * square
         missing = (self.floor - (square + 1e-30).sqrt()).clamp_min(0.0)
@@ -50,18 +56,31 @@ class MetaObjective:
 
 
 def propose(
-    proposals: Proposals, seen: Forward, stages: Sequence[Stage], sight: Sight, target: Tensor, comm: Comm
+    proposals: Proposals,
+    seen: Forward,
+    stages: Sequence[Stage],
+    sight: Sight,
+    target: Tensor,
+    comm: Comm,
+    *,
+    activations: bool = False,
 ) -> Summaries:
-    """This rank's summaries for `stages`."""
-    contexts = proposals.contexts(seen, stages, comm)
-    return {stage.index: proposals.summary(seen, stage, contexts[stage.index], sight, target) for stage in stages}
+    """This rank's summaries for `stages`, or, for `activations`, its errors δ by slot."""
+    contexts, told = proposals.contexts(seen, stages, comm), proposals.tell(seen, stages, sight, target)
+    say = proposals.errors if activations else proposals.summary
+    return {stage.index: say(seen, stage, contexts[stage.index], told[stage.index]) for stage in stages}
 
 
 def shared(summaries: Summaries, comm: Comm) -> Summaries:
     """Detached copies, means over the ranks."""
-    copies = {index: {n: x.detach().clone() for n, x in found.items()} for index, found in summaries.items()}
+    copies = leaves_of(summaries)
     comm.mean_([x for found in copies.values() for x in found.values()])
     return copies
+
+
+def leaves_of(summaries: Summaries) -> Summaries:
+    """Detached copies."""
+    return {index: {n: x.detach().clone() for n, x in found.items()} for index, found in summaries.items()}
 
 
 def meta_loss_gradients(
@@ -99,6 +118,8 @@ def _gradients(
     num_stages: int,
 ) -> tuple[Summaries, dict[int, Tensor], Summaries]:
     """The same for some of the stages, of which the meta-loss is the mean over `num_stages`."""
+    if meta.activations:
+        return _gradients_of_errors(model, seen, objective, stages, leaves, meta, num_stages)
     with torch.enable_grad():
         matrices = {s.index: proposals.matrices(s, leaves[s.index]) for s in stages}
         hypotheses = {
@@ -109,6 +130,26 @@ def _gradients(
         each = [(losses[s.index] * seen.weights).mean() + meta.regulariser(matrices[s.index]) for s in stages]
         grads = _by_leaf(torch.stack(each).sum() / num_stages, {s.index: leaves[s.index] for s in stages})
     detached = {index: {n: x.detach() for n, x in found.items()} for index, found in matrices.items()}
+    return grads, {index: x.detach() for index, x in losses.items()}, detached
+
+
+def _gradients_of_errors(
+    model: GPT,
+    seen: Forward,
+    objective: Objective,
+    stages: Sequence[Stage],
+    leaves: Summaries,
+    meta: MetaObjective,
+    num_stages: int,
+) -> tuple[Summaries, dict[int, Tensor], Summaries]:
+    """The same by the errors, which move what comes out at their slots."""
+    chosen = {stage.index: leaves[stage.index] for stage in stages}
+    with torch.enable_grad():
+        moves = {index: {slot: -meta.step * y for slot, y in found.items()} for index, found in chosen.items()}
+        losses = partial_losses(model, seen, objective, {index: {} for index in chosen}, moves)
+        each = [(losses[index] * seen.weights).mean() + meta.regulariser(found) for index, found in chosen.items()]
+        grads = _by_leaf(torch.stack(each).sum() / num_stages, chosen)
+    detached = {index: {n: x.detach() for n, x in found.items()} for index, found in chosen.items()}
     return grads, {index: x.detach() for index, x in losses.items()}, detached
 
 
@@ -149,10 +190,14 @@ def regression_gradients(
 
 
 def critic_gradients(
-    summaries: Summaries, grads: Summaries, parameters: Mapping[str, Tensor], comm: Comm
+    summaries: Summaries, grads: Summaries, parameters: Mapping[str, Tensor], comm: Comm, *, activations: bool = False
 ) -> dict[str, Tensor]:
-    """∂L_meta/∂θ by name, the mean over ranks; parameters that no proposal depends on are left out."""
-    comm.mean_([g for found in grads.values() for g in found.values()])
+    """∂L_meta/∂θ by name, the mean over ranks; parameters that no proposal depends on are left out.
+
+    Summaries are shared by all ranks, so their gradients are too; errors are each rank's own.
+    """
+    if not activations:
+        comm.mean_([g for found in grads.values() for g in found.values()])
     outputs = [x for found in summaries.values() for x in found.values()]
     ahead = [grads[index][name] for index, found in summaries.items() for name in found]
     used = [(y, g) for y, g in zip(outputs, ahead, strict=True) if y.requires_grad]

@@ -2,6 +2,7 @@
 
     h_i' = Stage_i(h_{i−1}, W_i'),   h_j' = Stage_j(h_{j−1}', W_j),  j > i,   L_meta,i = Loss(Readout(h_N'), y)
 
+or if it had its own weights and what comes out at its points were moved.
 h_j' stays attached (the source's protocol detaches it between stages, which would make every meta-gradient but the last
 stage's zero). W_j does not require a gradient meanwhile: autograd keeps nothing for it, and it never has a `.grad`.
 Several stages' partial forwards share the stages above them: their streams run through those as one larger batch, each
@@ -22,6 +23,8 @@ from heterodox.credit.operation import replayed
 from heterodox.model import GPT
 
 Weights = Mapping[str, Tensor]
+Moves = Mapping[str, Float[Tensor, "batch time width"]]
+"""By slot what is added to what comes out there."""
 Run = Callable[[int, Tensor, Weights], Tensor]
 """Runs a stage on a stream, with some of its weights replaced."""
 
@@ -51,9 +54,13 @@ def fixed_weights(model: nn.Module) -> Iterator[None]:
 
 
 def partial_losses(
-    model: GPT, seen: Forward, objective: Objective, hypotheses: Mapping[int, Weights]
+    model: GPT,
+    seen: Forward,
+    objective: Objective,
+    hypotheses: Mapping[int, Weights],
+    moves: Mapping[int, Moves] | None = None,
 ) -> dict[int, Float[Tensor, " batch"]]:
-    """Each hypothesis's losses by example, differentiable in its weights; `hypotheses` are weights by stage."""
+    """Each hypothesis's losses by example, differentiable in it: weights by stage, and `moves` by stage."""
     run = _runner(model, seen)
     streams: dict[int, Tensor] = {}
     with fixed_weights(model):
@@ -61,7 +68,8 @@ def partial_losses(
             for index in sorted(seen.inputs):
                 streams = _onwards(index, streams, run, alone=bool(seen.before))
                 if index in hypotheses:
-                    streams[index] = run(index, seen.inputs[index], hypotheses[index])
+                    with _moved(model, seen, (moves or {}).get(index, {})):
+                        streams[index] = run(index, seen.inputs[index], hypotheses[index])
         logits = model.readout(torch.cat(list(streams.values()))).chunk(len(streams))
     return {index: objective.losses(part, seen.batch) for index, part in zip(streams, logits, strict=True)}
 
@@ -74,6 +82,21 @@ def joint_losses(model: GPT, seen: Forward, objective: Objective, weights: Weigh
         for index in sorted(seen.inputs):
             x = run(index, x, weights)
     return objective.losses(model.readout(x), seen.batch)
+
+
+@contextmanager
+def _moved(model: GPT, seen: Forward, moves: Moves) -> Iterator[None]:
+    """Within the context, each move is added to the output of the module at whose end its slot is."""
+    ends = {record.point: record.point_end for record in seen.tape.records}
+    handles = [
+        model.get_submodule(ends[slot]).register_forward_hook(lambda module, args, out, move=move: out + move)
+        for slot, move in moves.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _runner(model: GPT, seen: Forward) -> Run:

@@ -8,8 +8,9 @@
 Each L(W_i − η ΔW_i) is a partial forward pass: stage i with its hypothetical weights, all stages above with the ones
 they have. Nothing is backpropagated into the main weights; what flows back through the stages above ends in the
 critics. With λ = 1 (`penalty`, proximal: ours) the best proposal is ΔW = ∇L; with λ = 0 the loss is the source's, whose
-best proposal is whatever step helps this batch most. The proposal goes to the run's update; `sgd` is the source's
-literal phase B.
+best proposal is whatever step helps this batch most. With `hypothesis: activations` (ours) a stage keeps its weights,
+and what comes out at its points moves by −η δ. The proposal goes to the run's update; `sgd` is the source's literal
+phase B.
 
 Head and final norm learn by their exact local gradient, embeddings by a critic of their own or not at all. With
 `objective: regression`, or during the first `regression_steps`, critics learn from the true gradient instead: that is
@@ -45,6 +46,7 @@ from heterodox.credit.meta_critic.meta import (
     MetaObjective,
     critic_gradients,
     joint_change,
+    leaves_of,
     meta_loss_gradients,
     propose,
     regression_gradients,
@@ -72,7 +74,13 @@ class MetaCritic:
                 operations_of(self),
                 optimiser_of(self, proposals),
                 streams,
-                meta=MetaObjective(self.step, self.penalty, self.floor, together=self.suffix == "shared"),
+                meta=MetaObjective(
+                    self.step,
+                    self.penalty,
+                    self.floor,
+                    together=self.suffix == "shared",
+                    activations=self.hypothesis == "activations",
+                ),
                 schedule=schedule_of(self),
                 reuse_target=self.reuse_target,
                 clip=self.meta_clip,
@@ -139,8 +147,9 @@ class MetaCritic:
         stages = self.schedule.sampled(proposals.stages, self.streams, self.step)
         with torch.enable_grad():
             target = proposals.target(sight)
-            summaries = propose(proposals, seen, stages, sight, target, self.comm)
-        leaves = shared(summaries, self.comm)
+            own = self.meta.activations and not self.schedule.regresses(self.step)
+            summaries = propose(proposals, seen, stages, sight, target, self.comm, activations=own)
+        leaves = leaves_of(summaries) if own else shared(summaries, self.comm)
         for leaf in (leaf for found in leaves.values() for leaf in found.values()):
             leaf.requires_grad_()
         if self.schedule.regresses(self.step):
@@ -152,7 +161,7 @@ class MetaCritic:
                 metrics[f"meta_loss/{stage.key}"] = loss
                 metrics[f"meta_variance/{stage.key}"] = losses[stage.index].var(correction=0)
                 metrics[f"meta_gain/{stage.key}"] = seen.loss - loss
-        found = critic_gradients(summaries, grads, proposals.critics.learning_for(stages), self.comm)
+        found = critic_gradients(summaries, grads, proposals.critics.learning_for(stages), self.comm, activations=own)
         metrics |= _norms(found)
         clip_(found, self.clip)
         self.optimiser.apply(found, self.step)
@@ -176,7 +185,7 @@ class MetaCritic:
     def _flops(self, model: GPT, batch: Batch) -> int:
         schedule, stages = self.schedule, self.proposals.stages
         branch = self.proposals.structure is None and self.operations != ()
-        count = StepFlops(model, self.proposals, branch, *batch.inputs.shape)
+        count = StepFlops(model, self.proposals, branch, *batch.inputs.shape, activations=self.meta.activations)
         learns = schedule.learns(self.step)
         total = count.main() + count.phase_b(stages, reuse=self.reuse_target and learns)
         if learns:

@@ -6,7 +6,8 @@
 
 e is the error in hidden space, carried back through head and final norm alone. A true error at a layer is linear in
 it, so its size ρ_t is taken off the critics' inputs and put back onto their outputs; with the other targets that size
-is the example's weight. What MLP_G sees is detached; G is not.
+is the example's weight. An error grows on its way down through norms as the stream gets shorter: at stage i the size is
+ρ_t spread(h_N) / spread(h_i). What MLP_G sees is detached; G is not.
 """
 
 import math
@@ -39,6 +40,11 @@ class Sight:
 def normal(hidden: Float[Tensor, "*lead width"], dtype: torch.dtype) -> Float[Tensor, "*lead width"]:
     """Hidden states as networks see them: each of mean 0 and variance 1."""
     return F.layer_norm(hidden.to(dtype), hidden.shape[-1:])
+
+
+def spread(hidden: Float[Tensor, "*lead width"]) -> Float[Tensor, "*lead 1"]:
+    """The standard deviation of each hidden state's entries, which a norm divides by."""
+    return (hidden.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
 
 
 @torch.no_grad()
