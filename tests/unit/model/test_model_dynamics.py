@@ -21,13 +21,40 @@ def draw(*shape: int) -> torch.Tensor:
 
 
 class TestSpectralRadius:
-    def test_of_random_matrices_whose_largest_eigenvalues_are_complex(self):
-        matrices = draw(8, 30, 30) / 30**0.5
+    @pytest.mark.parametrize(("size", "dtype"), [(48, F64), (160, torch.float32), (160, F64), (400, F64)])
+    def test_of_random_matrices_whose_largest_eigenvalues_are_complex(self, size, dtype):
+        matrices = draw(3, size, size) / size**0.5
         eigenvalues = torch.linalg.eigvals(matrices)
-        largest = eigenvalues[range(8), eigenvalues.abs().argmax(-1)]
-        assert (largest.imag.abs() > 0.1).sum() >= 4, "degenerate: no complex pairs"
-        found = spectral_radius(dense(matrices), draw(1, 8, 1, 30), powers=30, dimension=20)
-        assert torch.allclose(found, eigenvalues.abs().amax(-1), rtol=1e-2)
+        largest = eigenvalues[range(3), eigenvalues.abs().argmax(-1)]
+        assert (largest.imag.abs() > 0.1).any(), "degenerate: no complex pairs"
+        found = spectral_radius(dense(matrices.to(dtype)), draw(1, 3, 1, size).to(dtype))
+        assert torch.allclose(found.values.to(F64), eigenvalues.abs().amax(-1), rtol=2e-3)
+        assert found.within(2e-3).all()
+
+    def test_of_a_map_that_is_far_from_normal(self):
+        """Eight positions that each pass influence on to later ones, as attention does."""
+        causal = torch.kron(torch.tril(draw(8, 8).fill_(1)), torch.ones(50, 50, dtype=F64))
+        matrices = draw(2, 400, 400) / 20 * causal
+        truth = torch.linalg.eigvals(matrices).abs().amax(-1)
+        assert (torch.linalg.matrix_norm(matrices, 2) > 3 * truth).all(), "degenerate: nearly normal"
+        found = spectral_radius(dense(matrices), draw(1, 2, 1, 400))
+        assert torch.allclose(found.values, truth, rtol=1e-2)
+
+    def test_what_is_unfinished_says_so(self):
+        """The residual is that of the eigenvector found, so large ones mean that more products are needed."""
+        matrices = draw(2, 400, 400) / 20
+        truth = torch.linalg.eigvals(matrices).abs().amax(-1)
+        short = spectral_radius(dense(matrices), draw(1, 2, 1, 400), most=16)
+        assert short.products == 16
+        assert ((short.values / truth - 1).abs() > 0.02).any(), "degenerate: enough products"
+        assert not short.within(0.02).any()
+        assert (truth <= short.values + 2 * short.residuals).all()
+
+    def test_it_stops_once_the_residual_is_small(self):
+        matrices = torch.diag_embed(torch.cat([torch.linspace(0, 0.5, 99, dtype=F64), torch.ones(1, dtype=F64)]))[None]
+        found = spectral_radius(dense(matrices), draw(1, 1, 1, 100))
+        assert found.products < 24
+        assert float(found.values) == pytest.approx(1, rel=2e-3)
 
     def test_of_a_rotation_whose_growth_depends_on_the_moment(self):
         """A stretched rotation by a right angle: single steps grow threefold or shrink, the radius is 0.9."""
@@ -35,12 +62,17 @@ class TestSpectralRadius:
         start = draw(1, 1, 1, 2)
         growth = [dense(matrix)(v).norm() / v.norm() for v in (start, dense(matrix)(start))]
         assert max(growth) > 1 > 0.9 > min(growth)
-        found = spectral_radius(dense(matrix), start, powers=3, dimension=2)
-        assert found == pytest.approx(0.9, rel=1e-9)
+        assert float(spectral_radius(dense(matrix), start).values) == pytest.approx(0.9, rel=1e-9)
 
     def test_each_example_has_its_own(self):
         matrices = torch.stack([torch.eye(5, dtype=F64) * s for s in (0.5, 1.5)])
-        assert spectral_radius(dense(matrices), draw(1, 2, 1, 5)).tolist() == pytest.approx([0.5, 1.5])
+        assert spectral_radius(dense(matrices), draw(1, 2, 1, 5)).values.tolist() == pytest.approx([0.5, 1.5])
+
+    def test_what_is_not_finite_has_none_and_spares_the_others(self):
+        matrices = torch.stack([torch.eye(5, dtype=F64) * s for s in (torch.nan, 0.5, torch.inf)])
+        found = spectral_radius(dense(matrices), draw(1, 3, 1, 5)).values
+        assert found.isnan().tolist() == [True, False, True]
+        assert float(found[1]) == pytest.approx(0.5)
 
 
 class TestLinearisation:

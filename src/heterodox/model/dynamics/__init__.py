@@ -4,7 +4,7 @@ from heterodox.model.dynamics.diagnosis import diagnose
 from heterodox.model.dynamics.dynamics import Dynamical, Dynamics, Matmuls
 from heterodox.model.dynamics.feedforward import FeedForward
 from heterodox.model.dynamics.linearisation import Linearisation
-from heterodox.model.dynamics.radius import spectral_radius
+from heterodox.model.dynamics.radius import SpectralRadius, spectral_radius
 from heterodox.model.dynamics.solver import Relaxed, Solver, all_before, per_example, per_position, relax
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Matmuls",
     "Relaxed",
     "Solver",
+    "SpectralRadius",
     "all_before",
     "diagnose",
     "per_example",
