@@ -5,7 +5,7 @@ from heterodox.model.dynamics.dynamics import Dynamical, Dynamics, Matmuls
 from heterodox.model.dynamics.feedforward import FeedForward
 from heterodox.model.dynamics.linearisation import Linearisation
 from heterodox.model.dynamics.radius import SpectralRadius, spectral_radius
-from heterodox.model.dynamics.solver import Relaxed, Solver, all_before, per_example, per_position, relax
+from heterodox.model.dynamics.solver import Relaxed, Solver, all_before, per_example, per_position, relax, some_steps
 
 __all__ = [
     "Dynamical",
@@ -21,5 +21,6 @@ __all__ = [
     "per_example",
     "per_position",
     "relax",
+    "some_steps",
     "spectral_radius",
 ]

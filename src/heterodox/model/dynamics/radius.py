@@ -1,11 +1,11 @@
 """The spectral radius of a linear map that can only be applied.
 
-Arnoldi's iteration projects the map A onto the Krylov space of one vector. The eigenvalues of that small matrix, complex
-pairs included, approximate the largest ones of A. (The growth of a single vector, as in power iteration, never settles
-for a complex pair.) The space grows until the residual ‖A x − λ x‖ of the largest Ritz pair is small: λ is then an
-eigenvalue of a map that lies no further than that from A. Reference: Saad, "Numerical methods for large eigenvalue
-problems", 2011, chapter 6. Restarts, which save memory, are left out: with the causal maps of attention, far from
-normal, they took several times as many products.
+Arnoldi's iteration projects the map A onto the Krylov space of one vector. The eigenvalues of that small matrix,
+complex pairs included, approximate the largest ones of A. (The growth of a single vector, as in power iteration, never
+settles for a complex pair.) The space grows until the residual ‖A x − λ x‖ of the largest Ritz pair is small: λ is then
+an eigenvalue of a map that lies no further than that from A. Reference: Saad, "Numerical methods for large eigenvalue
+problems", 2011, chapter 6. We do not restart: it would save memory, but on causal maps, which are far from normal, it
+took more products to a larger error.
 """
 
 from collections.abc import Callable
