@@ -36,7 +36,8 @@ def diagnose(dynamics: Dynamics, start: Float[Tensor, "layers batch time width"]
         "spectral_radius_residual": float(radius.residuals[radius.values.argmax()]),
     }
     unfinished = ~radius.within(CONVERGED)
-    outside = lost | ~(radius.values + torch.where(unfinished, radius.residuals, 0.0) < 1)
+    certain = lost | ~(radius.values < 1)
+    outside = certain | (unfinished & ~(radius.values + radius.residuals < 1))
     values = {key: value for key, value in measured.items() if math.isfinite(value)}
     if not bool(outside.any()):
         return Diagnosis(values)
@@ -46,7 +47,7 @@ def diagnose(dynamics: Dynamics, start: Float[Tensor, "layers batch time width"]
     return Diagnosis(
         values,
         [
-            f"the relaxation is not contractive: the spectral radius of its step is {found}, and not safely below 1 in "
+            f"the relaxation {'is not' if bool(certain.any()) else 'may not be'} contractive: the spectral radius of its step is {found}, and not safely below 1 in "
             f"{int(outside.sum())} of {len(outside)} examples; {away if bool(lost.any()) else ''}the residual after "
             f"{free.steps} steps is {float(free.residual):.2g}; likely remedies: {', '.join(remedies)}"
         ],
