@@ -60,8 +60,8 @@ def main() -> None:
         f"BPTT, {free} steps": (BPTT(), models["ours"]),
         "implicit": (Implicit(), models["ours"]),
         "equilibrium (defaults)": (Equilibrium(), models["ours"]),
-        "equilibrium, 5 + 4 steps": (Equilibrium(nudged_steps=4), models["short"]),
-        "equilibrium, plain": (Equilibrium(corrected=False), models["ours"]),
+        "equilibrium, 5 + 4 steps": (Equilibrium(nudged_steps=4, nudged_limit=None), models["short"]),
+        "equilibrium, plain": (Equilibrium(corrected=False, nudged_limit=None), models["ours"]),
         "BPTT, the source's 120 steps": (BPTT(), models["source"]),
         "the source's schedule": (source_schedule(), models["source"]),
         "the source's, step by step": (StepByStep(), models["source"]),
@@ -94,6 +94,7 @@ def source_schedule(corrected: bool = True) -> Equilibrium:
         nudged_steps=20,
         step_size=0.1,
         clip=1.0 if corrected else None,
+        nudged_limit=None,
     )
 
 

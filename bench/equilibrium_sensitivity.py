@@ -80,7 +80,8 @@ def measure(model: Any, batch: Batch) -> Iterator[dict[str, Any]]:
             for precision, prepared in models.items():
                 relaxing = with_steps(prepared, int(options["steps"]), options["step_size"])
                 for rule, given in RULES.items():
-                    credit = Equilibrium(beta=options["beta"], nudged_steps=int(options["nudged_steps"]), **given)
+                    given = given | {"beta": options["beta"], "nudged_steps": int(options["nudged_steps"])}
+                    credit = Equilibrium(**given, nudged_limit=None)
                     error = float((gradient(credit, relaxing, batch) - truth).norm() / truth.norm())
                     yield {"setting": setting, "value": value, "rule": rule, "precision": precision, "error": error}
 

@@ -30,8 +30,8 @@ def gradients(rule, model, batch: Batch | None = None, weights: torch.Tensor = W
 
 
 def converged(**options) -> Credit:
-    """Equilibrium propagation whose nudged phases converge to rounding."""
-    return Credit(**{"nudged_steps": 70, "tolerance": 1e-9} | options)
+    """Equilibrium propagation whose nudged phases converge to rounding, and that withholds nothing if told to stop."""
+    return Credit(**{"nudged_steps": 70, "tolerance": 1e-9, "nudged_limit": None} | options)
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], names=None) -> float:

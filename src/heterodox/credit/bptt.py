@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from heterodox.core import config
@@ -29,10 +29,17 @@ from heterodox.credit.fixed_point import (
     plus,
     product_flops,
     readout_exact,
+    residual_limit,
 )
-from heterodox.credit.jacobian import JacobianPenalty
-from heterodox.model.dynamics import Linearisation, Relaxed
+from heterodox.credit.jacobian import JacobianPenalty, penalty_refusals
+from heterodox.model.dynamics import Linearisation, Relaxed, some_steps
 from heterodox.model.equilibrium import BlockDynamics
+
+DIVERGING = (
+    "The free phase no longer reaches a fixed point: the gradient is that of the steps that were taken, but where they "
+    "lead depends on their number. Likely remedies: credit.jacobian_penalty, a lower update.lr, more model.steps, more "
+    "model.damping."
+)
 
 
 class BPTT:
@@ -41,18 +48,31 @@ class BPTT:
     class Config(config.Config):
         name: Literal["bptt"] = "bptt"
         through: int | None = Field(None, ge=1, description="steps to differentiate, the last ones; null: all")
+        residual_limit: float | None = Field(
+            0.1, gt=0, description="relative last step of the relaxation past which a run stops; null: never"
+        )
         jacobian_penalty: float = Field(0.0, ge=0, description="strength of the penalty on the Jacobian, γ")
         jacobian_powers: int = Field(4, ge=0, description="steps that turn its probe to the largest eigenvalues")
+
+        _some_steps = field_validator("through", mode="before")(some_steps)
 
         def refusals(self, recipe: config.Config) -> list[str]:
             return needs_equilibrium_model("bptt", recipe) or _refusals(self, recipe)
 
         def build(self, model: LanguageModel, streams: Streams) -> "BPTT":
-            return BPTT(JacobianPenalty(self.jacobian_penalty, streams, self.jacobian_powers), through=self.through)
+            penalty = JacobianPenalty(self.jacobian_penalty, streams, self.jacobian_powers)
+            return BPTT(penalty, through=self.through, residual_limit=self.residual_limit)
 
-    def __init__(self, penalty: JacobianPenalty | None = None, *, through: int | None = None) -> None:
+    def __init__(
+        self,
+        penalty: JacobianPenalty | None = None,
+        *,
+        through: int | None = None,
+        residual_limit: float | None = 0.1,
+    ) -> None:
         self.penalty = penalty or JacobianPenalty(0.0, Streams(0))
         self.through = through
+        self.residual_limit = residual_limit
 
     def signal(
         self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
@@ -75,6 +95,7 @@ class BPTT:
             losses.detach(),
             Cost(tokens=batch.num_tokens, flops=flops),
             metrics | {"free_residual": relaxed.residual},
+            residual_limit(self.residual_limit, DIVERGING),
         )
 
     def _relax(self, dynamics: BlockDynamics) -> tuple[int, Relaxed]:
@@ -99,6 +120,9 @@ class BPTT:
     def manifest(self, model: LanguageModel) -> dict[str, Origin]:
         return readout_exact(model, "backprop" if self.through is None else "equilibrium")
 
+    def remarks(self) -> list[str]:
+        return self.penalty.remarks()
+
     def state(self) -> Tree:
         return self.penalty.state()
 
@@ -107,9 +131,15 @@ class BPTT:
 
 
 def _refusals(credit: BPTT.Config, recipe: Any) -> list[str]:
-    model, reasons = recipe.model, []
+    model, reasons = recipe.model, penalty_refusals(credit)
     if credit.through is not None and credit.through > model.steps:
         reasons.append(f"credit.through {credit.through} is more than the {model.steps} model.steps that there are")
+    if credit.through is not None and model.tolerance is not None:
+        reasons.append(
+            f"credit.through {credit.through} counts back from the last step, but with model.tolerance "
+            f"{model.tolerance:g} which step is the last is known only once it was taken, and a relaxation cut in two "
+            "would differentiate fewer; make the tolerance null, or through"
+        )
     if credit.through is not None and model.solver == "anderson":
         reasons.append(
             "credit.through cuts a relaxation in two, which model.solver anderson would not survive: use damped"

@@ -20,11 +20,11 @@ al., "Equilibrium propagation for non-conservative systems", 2026. We deviate in
 the unit of β, and in that the correction acts on the difference of the two nudged states.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from heterodox.core import config
@@ -32,6 +32,7 @@ from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree
 from heterodox.core.types import Batch, Cost, Origin, Signal
+from heterodox.credit.equilibrium_refusals import refusals
 from heterodox.credit.fixed_point import (
     drive_flops,
     dynamics_of,
@@ -46,10 +47,7 @@ from heterodox.credit.fixed_point import (
 )
 from heterodox.credit.jacobian import JacobianPenalty
 from heterodox.credit.nudged import BetaUnit, NudgedPhase, strength
-from heterodox.model.dynamics import Linearisation, Solver
-
-PLAIN = frozenset({"name", "layers", "heads", "width", "context", "mlp_ratio", "bias", "vocab_size"})
-"""Options of the GPT that leave its layers fixed functions with a true derivative."""
+from heterodox.model.dynamics import Linearisation, Solver, some_steps
 
 
 class Equilibrium:
@@ -83,10 +81,15 @@ class Equilibrium:
             0.1, gt=0, description="relative last step of the free phase past which a run stops; null: never"
         )
         nudged_limit: float | None = Field(
-            None, gt=0, description="relative last step of the nudged phases past which an example gets no credit"
+            0.1,
+            gt=0,
+            description="relative last step of the nudged phases past which an example gets no credit; not on the GPT, "
+            "where they end exactly",
         )
         jacobian_penalty: float = Field(0.0, ge=0, description="strength of the penalty on the Jacobian, γ")
         jacobian_powers: int = Field(4, ge=0, description="steps that turn its probe to the largest eigenvalues")
+
+        _some_steps = field_validator("nudged_steps", mode="before")(some_steps)
 
         def refusals(self, recipe: config.Config) -> list[str]:
             return refusals(self, recipe)
@@ -118,7 +121,7 @@ class Equilibrium:
         tolerance: float | None = None,
         clip: float | None = None,
         residual_limit: float | None = 0.1,
-        nudged_limit: float | None = None,
+        nudged_limit: float | None = 0.1,
     ) -> None:
         self.penalty = penalty or JacobianPenalty(0.0, Streams(0))
         self.beta, self.beta_unit = beta, beta_unit
@@ -153,7 +156,8 @@ class Equilibrium:
         )
         adjoint, nudged = phase.adjoint(dynamics, linear, gradient)
         metrics: dict[str, Tensor] = {"free_residual": free.residual, "nudged_residual": nudged.residual}
-        adjoint = withhold_unsettled(adjoint, nudged, self.nudged_limit, metrics)
+        limit = None if dynamics.acyclic else self.nudged_limit
+        adjoint = withhold_unsettled(adjoint, nudged, limit, metrics)
         names = relaxed_names(model)
         read = linear.parameter_vjp(adjoint / batch.num_tokens, [model.get_parameter(name) for name in names])
         penalty, growth = self.penalty.gradients(model, linear, weights)
@@ -178,43 +182,11 @@ class Equilibrium:
     def manifest(self, model: LanguageModel) -> dict[str, Origin]:
         return fixed_point_manifest(model)
 
+    def remarks(self) -> list[str]:
+        return self.penalty.remarks()
+
     def state(self) -> Tree:
         return self.penalty.state()
 
     def load_state(self, tree: Tree) -> None:
         self.penalty.load_state(tree)
-
-
-def refusals(credit: Equilibrium.Config, recipe: Any) -> list[str]:
-    """Why the rule cannot run within `recipe`."""
-    model, reasons = recipe.model, []
-    if credit.beta == 0:
-        reasons.append(
-            "credit.beta is 0: without a nudge nothing can be read off; expected another number, such as 0.01"
-        )
-    if recipe.run.precision == "bfloat16":
-        reasons.append(
-            "credit equilibrium needs run.precision float32 or float64: a nudge drowns in bfloat16's 3 digits"
-        )
-    if model.name not in ("equilibrium", "gpt"):
-        reasons.append(f"credit equilibrium needs model equilibrium or gpt, found {model.name}")
-    if model.name == "gpt":
-        for key, field in type(model).model_fields.items():
-            value = getattr(model, key)
-            if key not in PLAIN and value != field.default:
-                reasons.append(
-                    f"credit equilibrium needs layers that are fixed functions with a true derivative: model.{key} is "
-                    f"{value!r}, expected {field.default!r}"
-                )
-        if credit.nudged_steps is not None and credit.nudged_steps <= model.layers:
-            reasons.append(
-                f"credit.nudged_steps {credit.nudged_steps} do not carry a nudge down {model.layers} layers to the "
-                f"embeddings; expected at least {model.layers + 1}"
-            )
-        if credit.jacobian_penalty:
-            reasons.append(
-                "credit.jacobian_penalty is for model equilibrium: a feed-forward model is always contractive"
-            )
-    if credit.clip is not None and credit.correction == "none":
-        reasons.append("credit.clip limits a correction that credit.correction none has not")
-    return reasons

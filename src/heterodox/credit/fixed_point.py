@@ -112,8 +112,9 @@ def withhold_unsettled(
     return torch.where(settled, adjoint, 0.0)
 
 
-def residual_limit(limit: float | None) -> dict[str, Limit]:
-    return {} if limit is None else {"free_residual": Limit(limit, DIVERGING)}
+def residual_limit(limit: float | None, meaning: str = DIVERGING) -> dict[str, Limit]:
+    """The guard on the free phase, as a signal holds it."""
+    return {} if limit is None else {"free_residual": Limit(limit, meaning)}
 
 
 def needs_equilibrium_model(credit: str, recipe: Any) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from heterodox.core import config
@@ -34,8 +34,8 @@ from heterodox.credit.fixed_point import (
     residual_limit,
     withhold_unsettled,
 )
-from heterodox.credit.jacobian import JacobianPenalty
-from heterodox.model.dynamics import Dynamics, Linearisation, Relaxed, Solver, relax
+from heterodox.credit.jacobian import JacobianPenalty, penalty_refusals
+from heterodox.model.dynamics import Dynamics, Linearisation, Relaxed, Solver, relax, some_steps
 
 
 class Implicit:
@@ -52,13 +52,15 @@ class Implicit:
             0.1, gt=0, description="relative last step of the free phase past which a run stops; null: never"
         )
         adjoint_limit: float | None = Field(
-            None, gt=0, description="relative last step of the linear solver past which an example gets no credit"
+            0.1, gt=0, description="relative last step of the linear solver past which an example gets no credit"
         )
         jacobian_penalty: float = Field(0.0, ge=0, description="strength of the penalty on the Jacobian, γ")
         jacobian_powers: int = Field(4, ge=0, description="steps that turn its probe to the largest eigenvalues")
 
+        _some_steps = field_validator("steps", mode="before")(some_steps)
+
         def refusals(self, recipe: config.Config) -> list[str]:
-            return needs_equilibrium_model("implicit", recipe)
+            return needs_equilibrium_model("implicit", recipe) + penalty_refusals(self)
 
         def build(self, model: LanguageModel, streams: Streams) -> "Implicit":
             return Implicit(
@@ -78,7 +80,7 @@ class Implicit:
         tolerance: float | None = 1e-5,
         solver: Solver = "damped",
         residual_limit: float | None = 0.1,
-        adjoint_limit: float | None = None,
+        adjoint_limit: float | None = 0.1,
     ) -> None:
         self.penalty = penalty or JacobianPenalty(0.0, Streams(0))
         self.steps, self.tolerance, self.solver = steps, tolerance, solver
@@ -124,6 +126,9 @@ class Implicit:
 
     def manifest(self, model: LanguageModel) -> dict[str, Origin]:
         return fixed_point_manifest(model)
+
+    def remarks(self) -> list[str]:
+        return self.penalty.remarks()
 
     def state(self) -> Tree:
         return self.penalty.state()

@@ -9,6 +9,8 @@ The former is the penalty of Bai, Koltun and Kolter, "Stabilizing equilibrium mo
 default. z* and u count as given, so that only the blocks' parameters feel it.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -63,6 +65,15 @@ class JacobianPenalty:
         once = cost.linear + inner + 5 * cost.attention
         return self.powers * product_flops(cost) + once if self.strength else 0
 
+    def remarks(self) -> list[str]:
+        """That the blocks also learn from an exact gradient, where they do."""
+        if not self.strength:
+            return []
+        return [
+            f"with credit.jacobian_penalty {self.strength:g} the blocks also get the penalty's exact gradient, by "
+            "double backpropagation through one evaluation of the force"
+        ]
+
     def state(self) -> Tree:
         return {"draws": self.draws} if self.strength else {}
 
@@ -72,3 +83,13 @@ class JacobianPenalty:
         if "draws" not in tree:
             raise CheckpointError("the checkpoint lacks the number of Jacobian probes: it belongs to another recipe")
         self.draws = tree["draws"]
+
+
+def penalty_refusals(credit: Any) -> list[str]:
+    """A refusal of powers for the probe of a penalty that is off."""
+    if credit.jacobian_penalty or credit.jacobian_powers == type(credit).model_fields["jacobian_powers"].default:
+        return []
+    return [
+        f"credit.jacobian_powers is {credit.jacobian_powers}, but they aim the probe of a penalty, and "
+        "credit.jacobian_penalty is 0; make it positive, such as 0.1, or leave out the powers"
+    ]

@@ -67,12 +67,12 @@ class Trainer:
         return "interrupted" if interrupted and progress.spent(config.budget) < 1 else "finished"
 
     def _begin(self) -> None:
-        """Measure what the rule holds, evaluate the untrained model and write the first checkpoint."""
+        """Evaluate the untrained model, measure what the rule holds and write the first checkpoint."""
         session = self.session
+        self._evaluate()
         batch = session.loader.next_batch()
         session.loader.load_state({"position": 0})
         self.activation_bytes = session.learner.held_bytes(batch)
-        self._evaluate()
         self._checkpoint()
 
     def _step(self) -> None:
@@ -105,15 +105,22 @@ class Trainer:
     def _evaluate(self) -> None:
         self.recorder.flush()
         self.session.learner.settle()
+        diagnosis = self._diagnose()  # first, for it may say why there is no loss
         loss = evaluate(self.session.model, self.session.val_batches, self.session.comm)
         if not math.isfinite(loss):
-            raise Diverged(f"The validation loss became {loss} at step {self.progress.step}. {REMEDIES}")
+            self._warn(diagnosis.warnings)
+            said = [f"{text[0].upper()}{text[1:]}." for text in diagnosis.warnings]
+            if self.progress.step or not said:  # the general remedies are for training
+                said.append(REMEDIES)
+            raise Diverged(f"The validation loss became {loss} at step {self.progress.step}. {' '.join(said)}")
         rate = self.session.dataset.splits["val"].bytes_per_token
         self.val_loss, self.evaluated_step = loss, self.progress.step
         row = {"val_loss": loss, "val_bits_per_byte": bits_per_byte(loss, rate)}
-        diagnosis = self._diagnose()
         self.recorder.tell({"kind": "eval", **self.progress.as_dict(), **row, **diagnosis.values})
-        for text in diagnosis.warnings:
+        self._warn(diagnosis.warnings)
+
+    def _warn(self, texts: Sequence[str]) -> None:
+        for text in texts:
             self.warnings.append(f"step {self.progress.step}: {text}")
             self.recorder.tell({"kind": "warning", "step": self.progress.step, "text": text})
 

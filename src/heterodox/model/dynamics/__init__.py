@@ -4,8 +4,8 @@ from heterodox.model.dynamics.diagnosis import diagnose
 from heterodox.model.dynamics.dynamics import Dynamical, Dynamics, Matmuls
 from heterodox.model.dynamics.feedforward import FeedForward
 from heterodox.model.dynamics.linearisation import Linearisation
-from heterodox.model.dynamics.radius import spectral_radius
-from heterodox.model.dynamics.solver import Relaxed, Solver, all_before, per_example, per_position, relax
+from heterodox.model.dynamics.radius import SpectralRadius, spectral_radius
+from heterodox.model.dynamics.solver import Relaxed, Solver, all_before, per_example, per_position, relax, some_steps
 
 __all__ = [
     "Dynamical",
@@ -15,10 +15,12 @@ __all__ = [
     "Matmuls",
     "Relaxed",
     "Solver",
+    "SpectralRadius",
     "all_before",
     "diagnose",
     "per_example",
     "per_position",
     "relax",
+    "some_steps",
     "spectral_radius",
 ]

@@ -38,6 +38,8 @@ class Dynamics(ABC):
     """ε of the Euler steps that suit this system."""
     nudged_steps: int
     """Euler steps after which a nudge at the output has reached every layer."""
+    acyclic: bool = False
+    """Whether no state acts back on itself: then a nudge has settled for good after `nudged_steps`."""
     flops: Matmuls
     """FLOPs of one evaluation of G."""
 

@@ -22,6 +22,7 @@ class FeedForward(Dynamics):
 
     decay = 1.0
     step_size = 1.0
+    acyclic = True
 
     def __init__(
         self,

@@ -57,6 +57,16 @@ def all_before(still: Bool[Tensor, "1 batch time 1"]) -> Bool[Tensor, "1 batch t
     return still.cumsum(2) > 0
 
 
+def some_steps(value: object) -> object:
+    """A validator for options that count the steps of a phase: none is refused with the reason."""
+    if value == 0:
+        raise ValueError(
+            "found 0, but a phase of no steps leaves the state where it was, so that nothing is credited; "
+            "expected at least 1"
+        )
+    return value
+
+
 def relax(
     step: Step,
     start: Tensor,

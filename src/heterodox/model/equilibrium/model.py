@@ -11,69 +11,22 @@ Attention is causal, and so is the relaxation: a tolerance and Anderson's mixtur
 """
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from heterodox.core import config
 from heterodox.core.protocols import Diagnosis, ForwardFlops, LanguageModel
 from heterodox.core.rng import Streams
 from heterodox.model.dynamics import Dynamics, Matmuls, Relaxed, Solver, all_before, diagnose, per_position, relax
 from heterodox.model.equilibrium.block import EquilibriumBlock
-
-TRAINABLE_BY = ("equilibrium", "bptt", "implicit", "backprop", "head_only")
+from heterodox.model.equilibrium.config import EquilibriumOptions
 
 
 class Equilibrium(LanguageModel):
     """Token and position embeddings, `layers` blocks in one joint relaxation, a final LayerNorm and a linear head."""
 
-    class Config(config.Config):
-        name: Literal["equilibrium"] = "equilibrium"
-        layers: int = Field(1, ge=1, description="blocks in the joint state")
-        heads: int = Field(4, ge=1)
-        width: int = Field(128, ge=1)
-        context: int = Field(64, ge=1, description="tokens in a window")
-        mlp_ratio: int = Field(4, ge=0, description="hidden width of the MLP over the model's width; 0: no MLP")
-        layer_norm: bool = Field(True, description="normalise what attention and MLP see")
-        bias: bool = False
-        scale: float = Field(1.0, gt=0, description="strength of attention and MLP in the force, s")
-        damping: float = Field(1.0, ge=0, description="of the force, c")
-        step_size: float | None = Field(None, gt=0, description="of the Euler steps, ε; null: 1 / (1 + s·c)")
-        steps: int = Field(20, ge=1, description="steps of a relaxation; with a tolerance, at most")
-        tolerance: float | None = Field(
-            None, gt=0, description="a position stops once it moves by less than this share of itself; null: never"
-        )
-        solver: Solver = "damped"
-        embedding_std: float = Field(1.0, gt=0, description="of x, token and position embedding together")
-        weight_std: float = Field(0.02, gt=0, description="of the initial weight matrices")
-        dropout: float = Field(0.0, description="only 0: a force that changes from step to step has no fixed point")
-        vocab_size: int | None = Field(None, ge=2, description="default: the tokenizer's")
-
-        @field_validator("dropout")
-        @classmethod
-        def _no_dropout(cls, value: float) -> float:
-            if value:
-                raise ValueError(f"{value} cannot be: a force that changes from step to step has no fixed point")
-            return value
-
-        @model_validator(mode="after")
-        def _heads_divide_width(self) -> "Equilibrium.Config":
-            if self.width % self.heads:
-                raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
-            return self
-
-        def refusals(self, recipe: config.Config) -> list[str]:
-            credit = recipe.credit.name  # pyrefly: ignore[missing-attribute]
-            if credit in TRAINABLE_BY:
-                return []
-            return [
-                f"credit {credit} cannot train the equilibrium model: only {', '.join(TRAINABLE_BY)} know a force that "
-                "is applied again and again, and another rule's errors would not be those of its true Jacobian"
-            ]
-
+    class Config(EquilibriumOptions):
         def build(self, vocab_size: int, streams: Streams) -> "Equilibrium":
             """A model with freshly drawn weights, on the current default device."""
             options = self.model_dump(exclude={"name", "dropout", "vocab_size", "embedding_std", "weight_std"})
@@ -137,7 +90,18 @@ class Equilibrium(LanguageModel):
 
     def diagnose(self, tokens: Int[Tensor, "batch time"]) -> Diagnosis:
         """The residual of the free phase on `tokens`, and the spectral radius of its step."""
-        return diagnose(self.dynamics(tokens))
+        dynamics = self.dynamics(tokens)
+        return diagnose(dynamics, dynamics.start, self.remedies)
+
+    @property
+    def remedies(self) -> list[str]:
+        """What makes the relaxation contract, with the settings that there are."""
+        said = [f"more model.damping (now {self.damping:g})", f"a smaller model.scale (now {self.scale:g})"]
+        if self.step_size * (1 + self.scale * self.damping) > 1:
+            said.append(f"a smaller model.step_size (now {self.step_size:g})")
+        if isinstance(self.blocks[0].ln1, nn.Identity):
+            said.append("model.layer_norm true")
+        return [*said, "at initialisation a smaller model.weight_std", "in training a credit.jacobian_penalty"]
 
     @property
     def stream_writers(self) -> frozenset[str]:
