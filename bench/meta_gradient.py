@@ -5,8 +5,8 @@
 Each measurement is a process of its own: its peak resident memory less what it held before the gradient, and the
 seconds of one gradient. Of ours, a method is a schedule, and behind + how many steps' graphs are kept at a time
 (default 1). Every contestant trains the same model on the same weighted batches by the same Adam (no clip and no decay,
-which not all of the others have) and differentiates the same validation loss in the weights. The sum of what it found is
-printed, so that one sees that they agree; higher has its ε elsewhere, so it does not quite. `unroll` is autograd
+which not all of the others have) and differentiates the same validation loss in the weights. The sum of what it found
+is printed, so that one sees that they agree; higher has its ε elsewhere, so it does not quite. `unroll` is autograd
 through every step, without a library. A contestant that needs more than --limit-gb is stopped. higher and torchopt come
 with the `bench` extra.
 """
@@ -82,10 +82,7 @@ def unroll(given: Problem) -> list[Tensor]:
         m = [BETAS[0] * a + (1 - BETAS[0]) * g for a, g in zip(m, grads, strict=True)]
         v = [BETAS[1] * a + (1 - BETAS[1]) * g * g for a, g in zip(v, grads, strict=True)]
         c1, c2 = 1 - BETAS[0] ** t, 1 - BETAS[1] ** t
-        theta = [
-            p - LR / c1 * a / ((b / c2 + EPS_ROOT).sqrt() + EPS)
-            for p, a, b in zip(theta, m, v, strict=True)
-        ]
+        theta = [p - LR / c1 * a / ((b / c2 + EPS_ROOT).sqrt() + EPS) for p, a, b in zip(theta, m, v, strict=True)]
     return list(torch.autograd.grad(losses(at(theta), validation[0]).mean(), weights))
 
 

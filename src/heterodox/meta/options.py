@@ -95,7 +95,7 @@ class MetaOptions(Config):
     schedule: Schedule = Field("sqrt", description="which states of the window are stored")
     slots: int | None = Field(None, ge=1, description="binomial: how many; default: about log₂ of the window")
     graphs: int = Field(1, ge=0, description="steps whose graph is kept at a time for the way back, which spares work")
-    lr: float = Field(1e-3, gt=0, description="learning rate of the rater, by AdamW")
+    lr: float = Field(3e-3, gt=0, description="learning rate of the rater, by AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of the rater")
     clip: float | None = Field(1.0, gt=0, description="largest norm of a meta-gradient; null: no clip")
     ema: float = Field(0.99, ge=0, lt=1, description="of the rater's weights: what scores, and what is kept")
