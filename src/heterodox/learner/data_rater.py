@@ -111,12 +111,14 @@ class DataRater:
         return 0.0
 
     def held_bytes(self, batch: Batch) -> int:
-        """Of one Hessian-vector product, and of the states that a window stores."""
+        """Of one Hessian-vector product for each graph kept at a time, and of the states that a window stores."""
         problem, state = self.trainer.population.problem, self._first_state()
         weights = state.weights.new_ones(len(batch.ids))
         with measure_held_bytes([*problem.parameters, *problem.model.buffers()]) as held:
             problem.second_order(batch, weights, 0, lambda gradient: gradient)
-        return held.peak + stored_bytes(self.options, state.weights, 1 + len(state.moments))
+        options = self.options
+        alive = 1 if options.micro_batch else max(1, min(options.graphs, options.backprop_steps))
+        return alive * held.peak + stored_bytes(self.options, state.weights, 1 + len(state.moments))
 
     def foretell(self, batch: Batch) -> Foretold:
         """By formula: a window of many steps is not traced. A mean over the steps of a round."""

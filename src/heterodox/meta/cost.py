@@ -1,7 +1,7 @@
 """What meta-training consumes. A Hessian-vector product takes nine forward passes' worth of matrix products.
 
-Forward 1, the gradient 2, and backwards through both of these 6: for y = Wx those are the derivatives of y, of Wᵀδ and
-of δxᵀ in each of their two factors.
+Forward 1, the gradient 2 (neither anew where the step's graph was kept), and backwards through both of these 6: for
+y = Wx those are the derivatives of y, of Wᵀδ and of δxᵀ in each of their two factors.
 """
 
 import torch
@@ -10,7 +10,7 @@ from heterodox.core.protocols import LanguageModel
 from heterodox.core.types import Batch, Cost
 from heterodox.meta.options import MetaOptions
 from heterodox.meta.rater import Rater
-from heterodox.meta.schedule import moves
+from heterodox.meta.schedule import moves, recorded
 
 CURVATURE = 9
 
@@ -30,10 +30,12 @@ def step_cost(options: MetaOptions, model: LanguageModel, rater: Rater, members:
 def round_cost(options: MetaOptions, model: LanguageModel, rater: Rater, members: int) -> Cost:
     """Of the window of so many inner models, and the rater's step. Steps taken again cost FLOPs, but no tokens."""
     size, context, window = options.batch_size, model.context, options.backprop_steps
-    plan = [move for move, _ in moves(options.schedule, window, options.slots)]
+    plan = list(moves(options.schedule, window, options.slots))
     inner = model.forward_flops(size, context)
     pieces = size > (options.micro_batch or size)
-    flops = (plan.count("advance") + window * pieces) * inner.with_backward + window * CURVATURE * inner.total
+    kept = 0 if options.micro_batch else len(recorded(plan, options.graphs))
+    advances = sum(move == "advance" for move, _ in plan)
+    flops = (advances + window * pieces - kept) * inner.with_backward + window * CURVATURE * inner.total
     flops += window * _weighing(options, rater, size, context)
     scoring = rater.forward_flops(size, context)
     learns = options.control in (None, "shuffled")

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from heterodox.meta.problem import Losses, WeightedLoss, num_examples
-from heterodox.meta.schedule import Schedule, moves
+from heterodox.meta.problem import Losses, Recorded, WeightedLoss, num_examples
+from heterodox.meta.schedule import Schedule, moves, recorded
 from heterodox.meta.steps import Adjoint, Flat, InnerState, InnerUpdate, clip, pull_clip
 
 Weighting = Callable[[Any], Float[Tensor, " batch"]]
@@ -62,6 +62,7 @@ def meta_gradient(
     clip_norm: float | None = None,
     schedule: Schedule = "sqrt",
     slots: int | None = None,
+    graphs: int = 1,
     micro_batch: int | None = None,
     seed: int | None = None,
 ) -> MetaGradient:
@@ -71,8 +72,9 @@ def meta_gradient(
     of the `validation` batches' mean losses. `weighting(batch)` gives one weight per example; φ are `parameters`, by
     default those of `weighting` if it is a module. `update` is an `InnerAdamW` or `InnerSGD`, which begins at `start`
     or else afresh at the model's weights, and gradients are clipped to `clip_norm`. `schedule` says which states are
-    kept (`slots`: how many, for `binomial`), `micro_batch` how many examples go through the model at a time; neither
-    changes the result. `seed` makes dropout repeatable.
+    kept (`slots`: how many, for `binomial`), `graphs` of how many steps at a time the gradient's graph is kept between
+    going over them and coming back, which saves computing it again, and `micro_batch` how many examples go through the
+    model at a time (no graph is then kept); none of them changes the result. `seed` makes dropout repeatable.
 
     The model ends with the trained weights, `state.weights`, and in the mode in which it came. Buffers are not tracked:
     a model whose forward pass changes them has no exact meta-gradient here.
@@ -85,12 +87,14 @@ def meta_gradient(
     walk = _Walk(problem, batches, weighting, list(parameters), update, clip_norm)
     state, adjoint, stored = start or update.begin(problem.weights()), None, {}
     val_loss, end = torch.zeros(()), state
-    for move, step in moves(schedule, len(batches), slots):
+    plan = list(moves(schedule, len(batches), slots))
+    keep = set() if micro_batch else recorded(plan, graphs)
+    for number, (move, step) in enumerate(plan):
         match move:
             case "store":
                 stored[step] = state
             case "advance":
-                state = walk.advance(state, step)
+                state = walk.advance(state, step, keep=number in keep)
             case "turn":
                 end = state
                 val_loss, adjoint = _validate(problem, end, validation)
@@ -134,16 +138,21 @@ class _Walk:
         self.norms: list[Tensor] = []
         self.grads = [torch.zeros_like(parameter) for parameter in parameters]
         self.num_advances = 0
+        self.recorded: dict[int, Recorded] = {}
 
-    def advance(self, state: InnerState, step: int) -> InnerState:
-        """One training step, without a graph. The weights of a step are computed the first time only."""
+    def advance(self, state: InnerState, step: int, *, keep: bool) -> InnerState:
+        """One training step, whose graph is kept or not. The weights of a step are computed the first time only."""
         batch = self.batches[step]
         if step not in self.weights:
             with torch.no_grad():
                 self.weights[step] = self.weighting(batch)
-        self.problem.move_to(state.weights)
-        gradient, self.losses[step] = self.problem.gradient(batch, self.weights[step], state.step)
         self.num_advances += 1
+        if keep:
+            found = self.recorded[step] = self.problem.record(state.weights, batch, self.weights[step], state.step)
+            gradient, self.losses[step] = found.gradient(), found.losses
+        else:
+            self.problem.move_to(state.weights)
+            gradient, self.losses[step] = self.problem.gradient(batch, self.weights[step], state.step)
         return self.update.take(state, clip(gradient, self.clip_norm))
 
     def reverse(self, state: InnerState, step: int, adjoint: Adjoint) -> Adjoint:
@@ -156,8 +165,11 @@ class _Walk:
             before, to_clipped = self.update.pull(state, clip(gradient, self.clip_norm), adjoint)
             return pull_clip(gradient, to_clipped, self.clip_norm)
 
-        self.problem.move_to(state.weights)
-        curvature, slope = self.problem.second_order(batch, self.weights[step], state.step, direction_of)
+        if (kept := self.recorded.pop(step, None)) is not None:
+            curvature, slope = kept.second_order(direction_of(kept.gradient()))
+        else:
+            self.problem.move_to(state.weights)
+            curvature, slope = self.problem.second_order(batch, self.weights[step], state.step, direction_of)
         self.weight_grads[step] = slope
         self._add_to_grads(batch, slope)
         return Adjoint(before.weights + curvature, before.moments)

@@ -38,15 +38,20 @@ class RaterOptions(Config):
     """The encoder: what it sees of an example, and its size."""
 
     view: int | None = Field(None, ge=1, description="tokens of a window that it reads, the first; null: all")
-    layers: int = Field(2, ge=1, description="blocks")
+    conv: int = Field(3, ge=1, description="neighbouring tokens that are read together, under the blocks; odd; 1: none")
+    layers: int = Field(1, ge=0, description="blocks")
     heads: int = Field(4, ge=1, description="of attention; they divide the width")
     width: int = Field(64, ge=1, description="of the encoder")
     mlp_ratio: int = Field(4, ge=1, description="hidden width of the MLP over the width")
 
     @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> "RaterOptions":
+    def _can_be_built(self) -> "RaterOptions":
         if self.width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide a rater's width of {self.width}")
+        if self.conv % 2 == 0:
+            raise ValueError(f"rater.conv {self.conv} is even, but a token has as many neighbours before as behind it")
+        if self.conv == 1 and not self.layers:
+            raise ValueError("a rater without blocks and with conv 1 sees no token beside another; raise either")
         return self
 
 
@@ -89,7 +94,8 @@ class MetaOptions(Config):
     eps_root: float = Field(1e-12, ge=0, description="under the root of AdamW's second moment, which it keeps smooth")
     schedule: Schedule = Field("sqrt", description="which states of the window are stored")
     slots: int | None = Field(None, ge=1, description="binomial: how many; default: about log₂ of the window")
-    lr: float = Field(1e-3, gt=0, description="learning rate of the rater, by AdamW")
+    graphs: int = Field(1, ge=0, description="steps whose graph is kept at a time for the way back, which spares work")
+    lr: float = Field(3e-3, gt=0, description="learning rate of the rater, by AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of the rater")
     clip: float | None = Field(1.0, gt=0, description="largest norm of a meta-gradient; null: no clip")
     ema: float = Field(0.99, ge=0, lt=1, description="of the rater's weights: what scores, and what is kept")

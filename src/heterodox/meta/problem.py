@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from heterodox.meta.steps import Flat
@@ -15,6 +16,39 @@ from heterodox.meta.steps import Flat
 B = TypeVar("B")
 Losses = Callable[[Any, Any], Float[Tensor, " batch"]]
 """Of a model and a batch: the loss of each example, differentiable in the model's parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """A gradient with the graph that it came from, to be differentiated once more."""
+
+    parameters: list[Tensor]
+    weights: Float[Tensor, " batch"]
+    gradients: tuple[Tensor, ...]
+    losses: Float[Tensor, " batch"]
+
+    def gradient(self) -> Flat:
+        return flat(gradient.detach() for gradient in self.gradients)
+
+    def second_order(self, direction: Flat) -> tuple[Flat, Float[Tensor, " batch"]]:
+        """Hλ and ⟨∇ℓ_i, λ⟩/n for λ = `direction`; the graph is spent."""
+        along = _like(direction, self.gradients)
+        wanted = [(g, d) for g, d in zip(self.gradients, along, strict=True) if g.requires_grad]
+        *products, slope = torch.autograd.grad(
+            [g for g, _ in wanted], [*self.parameters, self.weights], [d for _, d in wanted], materialize_grads=True
+        )
+        return flat(products), slope
+
+
+class _Losses(nn.Module):
+    """The losses as a module's forward pass, so that other weights can be put in for one call."""
+
+    def __init__(self, model: nn.Module, losses: Losses) -> None:
+        super().__init__()
+        self.model, self.losses = model, losses
+
+    def forward(self, batch: Any) -> Float[Tensor, " batch"]:
+        return self.losses(self.model, batch)
 
 
 class WeightedLoss(Generic[B]):
@@ -32,6 +66,8 @@ class WeightedLoss(Generic[B]):
         self.micro_batch = micro_batch
         self.seed = seed
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._whole = _Losses(model, losses)
+        self._names = [name for name, parameter in self._whole.named_parameters() if parameter.requires_grad]
         if not self.parameters:
             raise ValueError("the model has no parameter that requires a gradient")
         if len({parameter.dtype for parameter in self.parameters}) > 1:
@@ -72,33 +108,35 @@ class WeightedLoss(Generic[B]):
         Both are derivatives of s = ⟨g, λ⟩ with λ held fixed: ∂s/∂θ and ∂s/∂w_i, one pass backwards through g's own.
         """
         pieces = list(self._pieces(batch, weights))
-        direction = None
-        if len(pieces) > 1:
-            direction = direction_of(self.gradient(batch, weights, step)[0])
+        direction = direction_of(self.gradient(batch, weights, step)[0]) if len(pieces) > 1 else None
         curvature, by_weight = None, []
         with self._at(step):
             for piece, part in pieces:
-                leaf = part.detach().requires_grad_()
-                loss = (self.losses(self.model, piece) @ leaf) / len(weights)
-                gradients = self._differentiate(loss, create_graph=True)
-                if direction is None:
-                    direction = direction_of(flat(gradient.detach() for gradient in gradients))
-                along = _like(direction, gradients)
-                wanted = [(g, d) for g, d in zip(gradients, along, strict=True) if g.requires_grad]
-                *products, slope = torch.autograd.grad(
-                    [g for g, _ in wanted],
-                    [*self.parameters, leaf],
-                    [d for _, d in wanted],
-                    materialize_grads=True,
-                )
-                product = flat(products)
+                losses = self.losses(self.model, piece)
+                found = self._record(losses, self.parameters, part, len(weights))
+                direction = direction_of(found.gradient()) if direction is None else direction
+                product, slope = found.second_order(direction)
                 curvature = product if curvature is None else curvature.add_(product)
                 by_weight.append(slope)
         assert curvature is not None
         return curvature, torch.cat(by_weight)
 
-    def _differentiate(self, loss: Tensor, create_graph: bool = False) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss, self.parameters, create_graph=create_graph, materialize_grads=True)
+    def record(self, at: Flat, batch: B, weights: Float[Tensor, " batch"], step: int) -> Recorded:
+        """The gradient at the weights `at`, with its graph, of all examples at once. The model stays where it is."""
+        leaves = [piece.detach().requires_grad_() for piece in _like(at, tuple(self.parameters))]
+        named = dict(zip(self._names, leaves, strict=True))
+        with self._at(step):
+            losses = functional_call(self._whole, named, (batch,))
+            return self._record(losses, leaves, weights, len(weights))
+
+    def _record(self, losses: Tensor, leaves: list[Any], weights: Tensor, count: int) -> Recorded:
+        leaf = weights.detach().requires_grad_()
+        loss = (losses @ leaf) / count
+        gradients = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+        return Recorded(leaves, leaf, gradients, losses.detach())
+
+    def _differentiate(self, loss: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss, self.parameters, materialize_grads=True)
 
     def _pieces(self, batch: B, weights: Tensor) -> Iterator[tuple[B, Tensor]]:
         size = self.micro_batch or len(weights)

@@ -13,7 +13,7 @@ Reference: Griewank and Walther, "Algorithm 799: revolve", ACM Transactions on M
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 Schedule = Literal["all", "sqrt", "binomial"]
@@ -40,6 +40,25 @@ def moves(schedule: str, num_steps: int, slots: int | None = None) -> Iterator[M
         return
     length = num_steps if schedule == "all" else math.ceil(math.sqrt(num_steps))
     yield from _segments(num_steps, length)
+
+
+def recorded(plan: Sequence[Move], most: int) -> set[int]:
+    """Which moves of `plan` are advances whose graph is to be kept for the reverse, of at most `most` graphs at a time.
+
+    Each spares the reverse a forward pass and a gradient. Those kept for the shortest time come first.
+    """
+    spans, last = [], {}
+    for number, (move, step) in enumerate(plan):
+        if move == "advance":
+            last[step] = number
+        elif move == "reverse" and step in last:
+            spans.append((number - last[step], last[step], number))
+    chosen, alive = set(), [0] * len(plan)
+    for _, start, end in sorted(spans):
+        if max(alive[start:end]) < most:
+            chosen.add(start)
+            alive[start:end] = [count + 1 for count in alive[start:end]]
+    return chosen
 
 
 def _segments(num_steps: int, length: int) -> Iterator[Move]:

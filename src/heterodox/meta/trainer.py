@@ -138,6 +138,7 @@ class MetaTrainer:
             clip_norm=options.inner_clip,
             schedule=options.schedule,
             slots=options.slots,
+            graphs=options.graphs,
             micro_batch=options.micro_batch,
             seed=population.seed_of(k),
         )

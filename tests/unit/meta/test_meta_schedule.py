@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 
-from heterodox.meta.schedule import moves
+from heterodox.meta.schedule import moves, recorded
 
 LENGTHS = [*range(1, 12), 16, 17, 37, 64, 100, 256, 1500]
 
@@ -72,6 +72,24 @@ def test_at_four_times_the_steps():
     assert walk("sqrt", 1024)[0] == 2 * walk("sqrt", 256)[0] + 1 == 63
     assert walk("binomial", 1024)[0] <= walk("binomial", 256)[0] + 2 <= 12
     assert walk("binomial", 256, 4)[0] == walk("binomial", 64, 4)[0]
+
+
+@pytest.mark.parametrize("most", [0, 1, 3, 8, 64])
+@pytest.mark.parametrize("schedule", ["all", "sqrt", "binomial"])
+def test_graphs_are_kept_from_the_last_advance_to_the_reverse(schedule, most):
+    plan = list(moves(schedule, 64))
+    chosen = recorded(plan, most)
+    alive, highest = set(), 0
+    for number, (move, step) in enumerate(plan):
+        if move == "advance":
+            assert step not in alive  # never computed again while it is kept
+            alive |= {step} if number in chosen else set()
+        alive -= {step} if move == "reverse" else set()
+        highest = max(highest, len(alive))
+    assert not alive
+    assert highest == min(most, {"all": 64, "sqrt": 15, "binomial": 8}[schedule])
+    spared = {"all": most, "sqrt": 8 + 7 * 7 if most == 8 else None}.get(schedule)
+    assert spared in (None, len(chosen))
 
 
 @pytest.mark.parametrize(

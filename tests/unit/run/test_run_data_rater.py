@@ -81,6 +81,7 @@ def test_it_resumes_within_a_round(trained, step, tmp_path):
     [
         {"schedule": "binomial", "backprop_steps": 4, "weighting": {"entropy": 0.1}},
         {"micro_batch": 2, "population": 1},
+        {"graphs": 2, "backprop_steps": 4, "rater": SMALL | {"layers": 0, "conv": 5}},
         {"control": "auxiliary", "inner_steps": 2, "weighting": {"kind": "softmax"}},
         {"control": "detached", "inner_steps": 2},
     ],
