@@ -47,8 +47,8 @@ def diagnose(dynamics: Dynamics, start: Float[Tensor, "layers batch time width"]
     return Diagnosis(
         values,
         [
-            f"the relaxation {'is not' if bool(certain.any()) else 'may not be'} contractive: the spectral radius of its step is {found}, and not safely below 1 in "
-            f"{int(outside.sum())} of {len(outside)} examples; {away if bool(lost.any()) else ''}the residual after "
+            f"the relaxation {'is not' if bool(certain.any()) else 'may not be'} contractive: the spectral radius of its "
+            f"step is {found}, and not safely below 1 in {int(outside.sum())} of {len(outside)} examples; {away if bool(lost.any()) else ''}the residual after "
             f"{free.steps} steps is {float(free.residual):.2g}; likely remedies: {', '.join(remedies)}"
         ],
     )
