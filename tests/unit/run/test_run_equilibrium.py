@@ -88,14 +88,14 @@ GPT = {"name": "gpt", "layers": 3, "heads": 2, "width": 16, "context": 16}
         (EQUILIBRIUM | {"steps": 0}, {"name": "equilibrium"}, f"model.steps: {NO_STEPS}"),
         (EQUILIBRIUM, {"name": "implicit", "steps": 0}, f"credit.steps: {NO_STEPS}"),
         (EQUILIBRIUM, {"name": "bptt", "through": 0}, f"credit.through: {NO_STEPS}"),
-        (EQUILIBRIUM, {"name": "bptt", "jacobian_powers": 2}, "jacobian_powers is 2.* jacobian_penalty is 0"),
-        (EQUILIBRIUM, {"name": "implicit", "jacobian_powers": 0}, "jacobian_powers is 0.* jacobian_penalty is 0"),
-        (EQUILIBRIUM, {"name": "equilibrium", "jacobian_powers": 2}, "jacobian_powers is 2.* jacobian_penalty is 0"),
+        (EQUILIBRIUM, {"name": "bptt", "jacobian_powers": 2}, "jacobian_powers is 2.*jacobian_penalty is 0"),
+        (EQUILIBRIUM, {"name": "implicit", "jacobian_powers": 0}, "jacobian_powers is 0.*jacobian_penalty is 0"),
+        (EQUILIBRIUM, {"name": "equilibrium", "jacobian_powers": 2}, "jacobian_powers is 2.*jacobian_penalty is 0"),
         (EQUILIBRIUM | {"straight_through_gelu": True}, {"name": "bptt"}, "straight_through_gelu .* true Jacobian"),
         (EQUILIBRIUM | {"norm_backward": "straight_through"}, {"name": "bptt"}, "norm_backward .* true Jacobian"),
         (EQUILIBRIUM | {"mlp_top_k": 4}, {"name": "bptt"}, "mlp_top_k .* jumps"),
         (EQUILIBRIUM | {"residual_gates": True}, {"name": "bptt"}, "residual_gates is a switch of model gpt"),
-        (EQUILIBRIUM | {"tolerance": 0.01}, {"name": "bptt", "through": 2}, "through 2 counts back .* tolerance 0.01"),
+        (EQUILIBRIUM | {"tolerance": 0.01}, {"name": "bptt", "through": 2}, "through 2 counts back .*tolerance 0.01"),
         (EQUILIBRIUM, {"name": "equilibrium", "correction": "none", "clip": 1.0}, "clip"),
         (EQUILIBRIUM, {"name": "bptt", "through": 9}, "more than the 8"),
         (EQUILIBRIUM | {"solver": "anderson"}, {"name": "bptt", "through": 2}, "use damped"),
@@ -161,7 +161,7 @@ def test_a_relaxation_that_does_not_contract_is_reported_and_stops_the_run(credi
 
 
 EXPLODING = {
-    "large weights": {"layer_norm": False, "weight_std": 3.0},
+    "large weights": {"layer_norm": False, "weight_std": 3.0, "steps": 60},
     "strong and undamped": {"layer_norm": False, "weight_std": 0.5, "damping": 0.0, "scale": 5.0, "steps": 60},
 }
 
@@ -184,7 +184,7 @@ def test_a_block_that_explodes_at_initialisation_is_reported_with_its_radius(opt
 
 
 def test_a_loss_that_is_lost_in_training_says_both_what_the_model_finds_and_what_helps_any_run(tmp_path):
-    wild = {"name": "sgd", "lr": 1e3}
+    wild = {"name": "sgd", "lr": 1e8}
     credit = {"name": "bptt", "residual_limit": None}
     clip, often = {"clip": None}, {"budget": {"steps": 3}, "eval_every": 1, "log_every": 100}
     model = EQUILIBRIUM | {"layer_norm": False}

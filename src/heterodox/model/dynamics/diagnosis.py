@@ -43,14 +43,14 @@ def diagnose(dynamics: Dynamics, start: Float[Tensor, "layers batch time width"]
         return Diagnosis(values)
     worst = int(torch.where(outside, radius.values, -1.0).nan_to_num(torch.inf).argmax())
     found = _spell(float(radius.values[worst]), float(radius.residuals[worst]), bool(unfinished[worst]))
-    away = f"the states of {int(lost.sum())} do not stay finite, so that theirs is measured at the start, z = x; "
     verdict = "is not" if bool(certain.any()) else "may not be"
+    away = f"the states of {int(lost.sum())} do not stay finite, so that theirs is measured at the start, z = x; "
     return Diagnosis(
         values,
         [
             f"the relaxation {verdict} contractive: the spectral radius of its step is {found}, and not safely below 1 "
-            f"in {int(outside.sum())} of {len(outside)} examples; {away if bool(lost.any()) else ''}the residual "
-            f"after {free.steps} steps is {float(free.residual):.2g}; likely remedies: {', '.join(remedies)}"
+            f"in {int(outside.sum())} of {len(outside)} examples; {away if bool(lost.any()) else ''}the residual after "
+            f"{free.steps} steps is {float(free.residual):.2g}; likely remedies: {', '.join(remedies)}"
         ],
     )
 
