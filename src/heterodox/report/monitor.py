@@ -10,7 +10,7 @@ from heterodox.report.curves import thin
 from heterodox.report.read import Run
 from heterodox.report.study import Study
 
-USUAL = {"kind", "step", "tokens", "meta_tokens", "flops", "seconds", "lr", "loss", "grad_norm"}
+USUAL = {"kind", "step", "tokens", "meta_tokens", "flops", "sparse_flops", "seconds", "lr", "loss", "grad_norm"}
 POINTS = 200  # per curve
 
 

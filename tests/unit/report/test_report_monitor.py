@@ -12,7 +12,7 @@ from tests.unit.report.synthetic_study import write_study
 def with_metrics(study: Path, recipe: str) -> None:
     """Give each run of the recipe two rows with metrics of its own."""
     for seed, run in enumerate(sorted((study / "runs" / recipe).iterdir())):
-        own = {"meta_gain/joint": None, "residual": 3.0}
+        own = {"meta_gain/joint": None, "residual": 3.0, "sparse_flops": 7}
         rows = [{"kind": "train", "step": step, "meta_gain/block_0": seed + step} | own for step in (10, 20)]
         rows[1]["meta_gain/joint"] = 0.5
         with (run / "metrics.jsonl").open("a") as file:
