@@ -1,6 +1,5 @@
 """Why a meta-gradient is not finite."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

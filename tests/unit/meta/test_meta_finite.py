@@ -45,9 +45,13 @@ def test_a_loss_that_is_not_finite_is_told_apart():
 
     with pytest.raises(FloatingPointError, match=r"a loss of inner step \d+ is not"):
         found(200, torch.float32, steep, lr=3.0)
+
+
+def test_weights_without_a_derivative_are_told_apart():
+    weight, batches = torch.zeros(1, requires_grad=True), [torch.ones(1)]
+
+    def weighting(_: torch.Tensor) -> torch.Tensor:
+        return weight.sqrt()
+
     with pytest.raises(FloatingPointError, match="what computes the weights"):
-        weight = torch.zeros(1, requires_grad=True)
-        batches = [torch.ones(1)]
-        meta_gradient(
-            Point(torch.float32), bumpy, batches, lambda _: weight.sqrt(), batches, InnerSGD(), parameters=[weight]
-        )
+        meta_gradient(Point(torch.float32), bumpy, batches, weighting, batches, InnerSGD(), parameters=[weight])

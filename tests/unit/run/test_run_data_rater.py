@@ -190,5 +190,5 @@ def test_where_nothing_learns_by_it_there_is_a_warning(exploding, tmp_path):
 
 def test_a_rater_trained_in_the_run_may_not_explode_either(exploding, tmp_path):
     options = {"rounds": 2, "rater": SMALL, "batch_size": 4, "val_batches": 1, "val_batch_size": 4}
-    with pytest.raises(RecipeError, match="round 1 of rating.train is not finite.*inner_lr 0.001"):
+    with pytest.raises(RecipeError, match=r"round 1 of rating\.train is not finite.*inner_lr 0\.001"):
         train(user_recipe({"train": options}), tmp_path / "run")
