@@ -9,6 +9,9 @@ which not all of the others have) and differentiates the same validation loss in
 is printed, so that one sees that they agree; higher has its ε elsewhere, so it does not quite. `unroll` is autograd
 through every step, without a library. A contestant that needs more than --limit-gb is stopped. higher and torchopt come
 with the `bench` extra.
+
+Tokens are random, which do for time and memory. There is nothing to learn from them, though: from some hundred steps on
+the run is chaotic and its derivative leaves float32. Through long windows, take windows of a --text.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from timing import random_batches
@@ -44,10 +48,23 @@ def losses(model: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
 def problem(options: argparse.Namespace, steps: int) -> Problem:
     """The model, training and validation batches, and the weights of the examples at each step."""
     model = GPT.Config().build(options.vocab, Streams(0))
-    batches = random_batches(options.vocab, options.batch, 64, steps + 1)
+    if options.text:
+        batches = text_batches(options.text, options.batch, 64, steps + 1)
+    else:
+        batches = random_batches(options.vocab, options.batch, 64, steps + 1)
     generator = torch.Generator().manual_seed(1)
     weights = [torch.rand(options.batch, generator=generator).requires_grad_() for _ in range(steps)]
     return model, batches[:-1], batches[-1:], weights
+
+
+def text_batches(path: Path, batch: int, context: int, count: int) -> list[Batch]:
+    """Windows at random places of a text, one token per character, by its rank among those that occur."""
+    text = path.read_text("utf-8")
+    rank = {character: number for number, character in enumerate(sorted(set(text)))}
+    tokens = torch.tensor([rank[character] for character in text])
+    starts = torch.randint(len(tokens) - context, (count, batch, 1), generator=torch.Generator().manual_seed(0))
+    windows = tokens[starts + torch.arange(context + 1)]
+    return [Batch(window[:, :-1], window[:, 1:], torch.arange(batch)) for window in windows]
 
 
 def ours(given: Problem, method: str) -> list[Tensor]:
@@ -149,9 +166,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[*OURS, "unroll", "higher", "torchopt"])
     for name, default in {"batch": 12, "vocab": 65, "threads": 1, "rounds": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--text", type=Path, help="a file whose windows to train on; default: random tokens")
     parser.add_argument("--limit-gb", type=float, default=16.0)
     parser.add_argument("--one", nargs=2, metavar=("METHOD", "STEPS"), help="measure one in this process")
     options = parser.parse_args()
+    if options.text:
+        options.vocab = len(set(options.text.read_text("utf-8")))
     if options.one:
         print(json.dumps(measure(options.one[0], int(options.one[1]), options)))
         return

@@ -1,5 +1,7 @@
 """The adjoint through training against the naive unroll, finite differences and PyTorch's optimizers, in float64."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -270,3 +272,17 @@ def test_where_nothing_has_moved_yet_eps_root_keeps_it_finite():
         found = meta_gradient(tiny_gpt(bias=False), losses, train_batches(3), TinyRater(), VALIDATION, inner)
         assert found.grads[0].isfinite().all()
         assert found.adjoint_norms.isfinite().all()
+
+
+def test_a_token_that_comes_late_or_never_is_no_exception():
+    """Token 10 occurs from the fourth step on, token 9 in validation only: g, m and v are exactly 0 until then."""
+    batches = [
+        dataclasses.replace(batch, inputs=batch.inputs.clamp(max=8 if step < 3 else 10).where(batch.inputs != 9, 0))
+        for step, batch in enumerate(train_batches())
+    ]
+    assert not any((batch.inputs == 9).any() for batch in batches)
+    assert [bool((batch.inputs == 10).any()) for batch in batches] == [False, False, False, True, True]
+    assert any((batch.inputs == 9).any() for batch in VALIDATION)
+    found = both("adamw", batches=batches)
+    assert_same(*found)
+    assert found[0].adjoint_norms.isfinite().all()

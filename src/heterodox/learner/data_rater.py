@@ -27,13 +27,18 @@ from heterodox.core.learner import Foretold
 from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
 from heterodox.core.services import Services
 from heterodox.core.state import Tree
-from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Origin, StepReport
+from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Limit, Origin, StepReport
 from heterodox.meta.auc import auc_by_kind
 from heterodox.meta.cost import round_cost, step_cost, stored_bytes
 from heterodox.meta.options import MetaOptions, surrogates
 from heterodox.meta.steps import InnerAdamW, InnerSGD, InnerUpdate
 from heterodox.meta.trainer import EXPLODED, MetaTrainer
 from heterodox.update import SGD, AdamW
+
+EXPLODING = (
+    "The inner models have diverged or are chaotic, so that the meta-gradient is not a number: shorten "
+    "learner.backprop_steps, lower update.lr, or raise learner.inner_warmup or learner.batch_size."
+)
 
 
 class DataRater:
@@ -84,7 +89,10 @@ class DataRater:
         described = self.trainer.weigh_scores.describe(scores)
         self.trainer.services.comm.mean_(list(described.values()))
         cost = found.cost + Cost(flops=self.trainer.scoring_flops(batch))
-        return StepReport(found.loss, found.grad_norm, cost, found.metrics | described)
+        report = StepReport(found.loss, found.grad_norm, cost, found.metrics | described)
+        if "adjoint_growth" in found.metrics and self.trainer.learns:
+            report.limits["adjoint_growth"] = Limit(torch.finfo(found.loss.dtype).max, EXPLODING)
+        return report
 
     def settle(self) -> None:
         weights = self.trainer.population.first_weights()

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from heterodox.meta.finite import why_not_finite
 from heterodox.meta.problem import Losses, Recorded, WeightedLoss, num_examples
 from heterodox.meta.schedule import Schedule, moves, recorded
 from heterodox.meta.steps import Adjoint, Flat, InnerState, InnerUpdate, clip, pull_clip
@@ -65,6 +66,7 @@ def meta_gradient(
     graphs: int = 1,
     micro_batch: int | None = None,
     seed: int | None = None,
+    check: bool = True,
 ) -> MetaGradient:
     """∂L_val/∂φ after one training step per batch in `batches`, each on mean(weighting(batch) · losses(model, batch)).
 
@@ -76,6 +78,7 @@ def meta_gradient(
     going over them and coming back, which saves computing it again, and `micro_batch` how many examples go through the
     model at a time (no graph is then kept); none of them changes the result. `seed` makes dropout repeatable.
 
+    Raises `FloatingPointError`, which says why, where a derivative is not finite; without `check` it is returned.
     The model ends with the trained weights, `state.weights`, and in the mode in which it came. Buffers are not tracked:
     a model whose forward pass changes them has no exact meta-gradient here.
     """
@@ -106,7 +109,7 @@ def meta_gradient(
                 assert adjoint is not None
                 adjoint = walk.reverse(state, step, adjoint)
     problem.move_to(end.weights)
-    return MetaGradient(
+    found = MetaGradient(
         val_loss,
         walk.grads,
         [walk.weight_grads[step] for step in range(len(batches))],
@@ -116,6 +119,9 @@ def meta_gradient(
         end,
         walk.num_advances,
     )
+    if check and (why := why_not_finite(val_loss, found.losses, found.adjoint_norms, found.grads + found.weight_grads)):
+        raise FloatingPointError(why)
+    return found
 
 
 class _Walk:

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from heterodox.core.errors import RecipeError
 from heterodox.core.protocols import Stateless
 from heterodox.core.services import Services
 from heterodox.core.types import Batch, Cost
@@ -29,9 +30,19 @@ class TokenLoss(Stateless):
 
 
 def train_rater(options: TrainOptions, services: Services) -> tuple[dict[str, Tensor], Cost]:
-    """The averaged rater's weights by name, and what this rank has spent on them."""
+    """The averaged rater's weights by name, and what this rank has spent on them.
+
+    Raises `RecipeError` where a gradient is not finite: it would leave a rater that scores nothing.
+    """
     trainer = MetaTrainer(options, services, TokenLoss(), InnerAdamW(lr=options.inner_lr, eps_root=options.eps_root))
     total = Cost()
     while trainer.rounds < options.rounds:
-        total += trainer.step().cost
+        found = trainer.step()
+        if not found.grad_norm.isfinite():
+            raise RecipeError(
+                f"the meta-gradient of round {trainer.rounds} of rating.train is not finite: the inner models have "
+                f"diverged or are chaotic; lower rating.train.inner_lr {options.inner_lr:g}, shorten "
+                f"rating.train.backprop_steps {options.backprop_steps}, or raise batch_size {options.batch_size}"
+            )
+        total += found.cost
     return trainer.average_by_name(), total

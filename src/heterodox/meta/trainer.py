@@ -30,7 +30,7 @@ from heterodox.meta.steps import InnerAdamW, InnerState, InnerUpdate, clip
 from heterodox.meta.weighting import ScoreWeighting
 
 EXPLODED = 1e3
-"""Growth of the adjoint over a window that is worth a warning."""
+"""Growth of the adjoint over a window that is worth a warning. One that is not a number counts as infinite."""
 
 
 @dataclass
@@ -54,6 +54,8 @@ class MetaTrainer:
         self.rater.initialise(services.streams)
         self.parameters = list(self.rater.parameters())
         self.average = flat(p.detach() for p in self.parameters)
+        self.learns = options.control in (None, "shuffled")
+        """Whether by the meta-gradient."""
 
         def losses(model: Any, batch: Batch) -> Float[Tensor, " batch"]:
             return objective.losses(model(batch.inputs), batch)
@@ -125,7 +127,6 @@ class MetaTrainer:
         """φ's gradient by member `k`, which moves on, and measures of the window."""
         population, options = self.population, self.options
         batches = [population.train[k].next_batch() for _ in range(options.backprop_steps)]
-        learns = options.control in (None, "shuffled")
         found = meta_gradient(
             population.problem.model,
             population.problem.losses,
@@ -133,7 +134,7 @@ class MetaTrainer:
             self._weights,
             population.validation(k),
             population.update,
-            parameters=self.parameters if learns else [],
+            parameters=self.parameters if self.learns else [],
             start=population.states[k],
             clip_norm=options.inner_clip,
             schedule=options.schedule,
@@ -141,20 +142,22 @@ class MetaTrainer:
             graphs=options.graphs,
             micro_batch=options.micro_batch,
             seed=population.seed_of(k),
+            check=False,
         )
         population.states[k] = found.state
-        gradient = flat(found.grads) if learns else torch.zeros_like(self.average)
+        gradient = flat(found.grads) if self.learns else torch.zeros_like(self.average)
         if options.control == "auxiliary":
             gradient = self._regression(batches[-1], found.losses[-1])
         if options.weighting.entropy:
             gradient = gradient + self._penalty(batches[-1])
         norms = found.adjoint_norms
+        growth = norms.max() / norms[0].clamp_min(torch.finfo(norms.dtype).tiny)
         weighted = [(w * loss).mean() for w, loss in zip(found.weights, found.losses, strict=True)]
         return gradient, {
             "loss": torch.stack(weighted).mean(),
             "meta_loss": found.val_loss,
             "adjoint_norm": norms[-1],
-            "adjoint_growth": norms.max() / norms[0].clamp_min(torch.finfo(norms.dtype).tiny),
+            "adjoint_growth": growth.nan_to_num(torch.inf, torch.inf),
         }
 
     def _weights(self, batch: Batch) -> Float[Tensor, " batch"]:

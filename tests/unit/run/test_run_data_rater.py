@@ -1,5 +1,6 @@
 """A run that meta-trains a rater, and runs that use one."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from heterodox.core.comm import Solo
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.log.jsonl import read_rows
+from heterodox.meta import meta_gradient
 from heterodox.recipe import Recipe
 from heterodox.run.plan import plan
 from heterodox.run.probe_run import probe_run
@@ -159,3 +161,34 @@ def test_refuses_what_only_the_corpus_shows():
         open_session(rater_recipe({"val_batch_size": 400}), Solo(), "cpu")
     with pytest.raises(RecipeError, match=r"data\.corruption\.window is 16, but the model's context is 8"):
         open_session(rater_recipe(model={"context": 8}), Solo(), "cpu")
+
+
+@pytest.fixture
+def exploding(monkeypatch):
+    """Every meta-gradient leaves what a number can hold on its way."""
+
+    def explode(*arguments, **options):
+        found = meta_gradient(*arguments, **options)
+        grads = [torch.full_like(grad, torch.nan) for grad in found.grads]
+        return dataclasses.replace(found, grads=grads, adjoint_norms=found.adjoint_norms * torch.nan)
+
+    monkeypatch.setattr("heterodox.meta.trainer.meta_gradient", explode)
+
+
+def test_an_adjoint_that_explodes_ends_the_run_and_says_so(exploding, tmp_path):
+    run = train(rater_recipe(), tmp_path / "run")
+    assert run.summary["status"] == "diverged"
+    assert "adjoint growth is no longer finite at step 3" in run.summary["message"]
+    assert "shorten learner.backprop_steps" in run.summary["message"]
+
+
+def test_where_nothing_learns_by_it_there_is_a_warning(exploding, tmp_path):
+    run = train(rater_recipe({"control": "auxiliary"}), tmp_path / "run")
+    assert run.summary["status"] == "finished"
+    assert any("the adjoint grew inf times along a window of 2 steps" in text for text in run.summary["warnings"])
+
+
+def test_a_rater_trained_in_the_run_may_not_explode_either(exploding, tmp_path):
+    options = {"rounds": 2, "rater": SMALL, "batch_size": 4, "val_batches": 1, "val_batch_size": 4}
+    with pytest.raises(RecipeError, match=r"round 1 of rating\.train is not finite.*inner_lr 0\.001"):
+        train(user_recipe({"train": options}), tmp_path / "run")
