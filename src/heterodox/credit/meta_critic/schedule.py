@@ -32,8 +32,8 @@ class Schedule:
         return self.training == "regression" or step < self.regression_steps
 
     def joins(self, step: int) -> bool:
-        """Whether the joint change of the loss is measured."""
-        return self.joint_every is not None and step % self.joint_every == 0
+        """Whether the joint change of the loss is measured: at steps that are logged, which are counted from 1."""
+        return self.joint_every is not None and (step + 1) % self.joint_every == 0
 
     def sampled(self, stages: Sequence[Stage], streams: Streams, step: int) -> list[Stage]:
         """The stages of a meta-step: the same on every rank, and again after a resume."""
