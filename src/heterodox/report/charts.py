@@ -32,7 +32,7 @@ def loss_chart(
     shown = alt.param(name="shown", value=recipes)
     zoom = alt.param(name="zoom", value=False)
     scale = alt.Scale(type="log" if logarithmic else "linear", domain=list(costs), nice=False)
-    x = alt.X(f"{cost}:Q", scale=scale, axis=_axis(TITLES[cost]))
+    x = alt.X(f"{cost}:Q", scale=scale, axis=cost_axis(TITLES[cost]))
     highest = alt.ExprRef(f"zoom ? {zoomed} : {losses[1]}")
     y_scale = alt.Scale(domain=list(losses), domainMax=highest, zero=False, nice=False)
     y = alt.Y("loss:Q", scale=y_scale, axis=alt.Axis(title="validation loss, nats per token"))
@@ -143,7 +143,7 @@ def alignment_chart(measure: str, norm_bound: float) -> dict[str, Any]:
 
 def monitor_chart() -> dict[str, Any]:
     """One quantity of one recipe over steps, a line for each part; the page sets the title of the axis."""
-    x = alt.X("step:Q", axis=_axis("step"))
+    x = alt.X("step:Q", axis=cost_axis("step"))
     y = alt.Y("value:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title="value"))
     legend = alt.Legend(title=None, orient="top")
     color = alt.Color("part:N", sort=None, scale=alt.Scale(scheme="tableau10"), legend=legend)
@@ -197,7 +197,8 @@ def _references(scale: alt.Scale) -> tuple[alt.Chart, alt.Chart]:
     return line, text.encode(y=y, x=alt.value("width"), text="name:N")
 
 
-def _axis(title: str) -> alt.Axis:
+def cost_axis(title: str) -> alt.Axis:
+    """An axis of amounts with SI prefixes."""
     label = "datum.value == 0 ? '0' : format(datum.value, '~s')"
     return alt.Axis(title=title, labelExpr=label, labelOverlap="greedy", labelSeparation=8, tickCount=6, grid=False)
 

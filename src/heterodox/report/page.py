@@ -17,6 +17,7 @@ from heterodox.report import context, units
 from heterodox.report.alignment import MEASURES, alignment, norm_bound
 from heterodox.report.charts import alignment_chart, auc_chart, final_chart, loss_chart, monitor_chart, scores_chart
 from heterodox.report.curves import COSTS, curves, finals, span
+from heterodox.report.gap import gap_chart, gaps
 from heterodox.report.mask_charts import course_chart, decision_chart, density_chart
 from heterodox.report.masks import COURSES, mask_courses, mask_table, masks
 from heterodox.report.monitor import monitor
@@ -62,6 +63,7 @@ def render(study: Study) -> str:
     alignments = alignment(study)
     rated = raters(study)
     data = curves(study) | finals(study, rows) | {"references": references} | rated
+    data |= gaps(study, data["means"])
     charts = _charts(study, data, colours, [row["recipe"] for row in ordered if row["val_loss"]])
     masked = masks(study)
     if masked:
@@ -147,6 +149,8 @@ def _charts(study: Study, data: dict[str, Any], colours: Sequence[dict[str, Any]
             for scale, ends in (("linear", span(costs)), ("log", span(c for c in costs if c and c > 0))):
                 chart = loss_chart(cost, scale == "log", colours, ends or (1, 10), losses, zoomed)
                 charts[f"loss/{cost}/{scale}"] = chart
+                if data["gaps"]:
+                    charts[f"gap/{cost}/{scale}"] = gap_chart(cost, scale == "log", colours, ends or (1, 10))
     ends = [row[key] for row in data["finals"] for key in ("mean", "low", "high")]
     finals = span(ends + [row["loss"] for row in data["singles"]] + entropies, margin=0.04)
     if finals and data["finals"]:

@@ -56,7 +56,9 @@
     if (!document.getElementById("chart-loss")) return;
     const { cost, scale, shown, zoom } = lossState();
     const { means, seeds, ends, references } = page.data;
-    return draw("chart-loss", `loss/${cost}/${scale}`, { means, seeds, ends, references }, { shown, zoom });
+    const drawn = [draw("chart-loss", `loss/${cost}/${scale}`, { means, seeds, ends, references }, { shown, zoom })];
+    if (document.getElementById("chart-gap")) drawn.push(draw("chart-gap", `gap/${cost}/${scale}`, { gaps: page.data.gaps }, { shown }));
+    return Promise.all(drawn);
   }
 
   function drawAlignment() {
@@ -117,7 +119,9 @@
     const name = event.target.name;
     if (name !== "shown" && name !== "zoom") return drawLoss();
     const value = lossState()[name];
-    return inTurn("chart-loss", () => views.get("chart-loss").view.signal(name, value).runAsync());
+    const charts = name === "shown" ? ["chart-loss", "chart-gap"] : ["chart-loss"];
+    return Promise.all(charts.filter((id) => views.has(id)).map((id) =>
+      inTurn(id, () => views.get(id).view.signal(name, value).runAsync())));
   });
   document.querySelector("#alignment form")?.addEventListener("change", drawAlignment);
   document.querySelector("#monitor form")?.addEventListener("change", drawMonitor);
