@@ -222,8 +222,10 @@ class MetaCritic:
         return said
 
     def state(self) -> Tree:
-        critics, monitored = dict(self.proposals.critics.state_dict()), self.monitor.state()
-        return {"critics": critics, "step": self.step, "monitored": monitored} | self.optimiser.state()
+        tree: Tree = {"critics": dict(self.proposals.critics.state_dict()), "step": self.step} | self.optimiser.state()
+        if self.monitor.values:
+            tree["monitored"] = self.monitor.state()
+        return tree
 
     def load_state(self, tree: Tree) -> None:
         if "step" not in tree:
