@@ -163,6 +163,14 @@ def test_a_plan_foretells_what_a_run_is_charged(credit, tmp_path):
         assert (again["steps"], again["flops"]) == (10, foretold["flops"])
 
 
+def test_a_plan_counts_what_learns_once_proposals_are_handed_over():
+    """Its signal and moments are there later on, although the first steps move the readout alone."""
+    late, plain = (plan(tiny_recipe(credit={"name": "meta_critic", "meta_only_steps": steps})) for steps in (9, 0))
+    assert late["trained_parameters"] == plain["trained_parameters"] == plain["parameters"]
+    for part in ("signal", "update_state"):
+        assert late["memory_bytes"][part] == plain["memory_bytes"][part] > 0
+
+
 def test_a_plan_of_a_long_run_takes_the_mean_of_the_steps_that_it_looks_at(monkeypatch):
     credit = {"name": "meta_critic", "meta_every": 4}
     plans = []
