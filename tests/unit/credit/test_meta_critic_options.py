@@ -141,18 +141,17 @@ def test_what_joint_measurements_need_is_accepted_with_them(objective):
 
 
 RHYTHMS = {
-    "every third step": {"meta_every": 3},
-    "sampled": {"layers_per_step": 1, "transport": "attention"},
-    "joint": {"joint_every": 4},
-    "phase 0": {"regression_steps": 3},
+    "every third step behind phase 0": {"meta_every": 3, "regression_steps": 4},
+    "sampled": {"layers_per_step": 1, "transport": "attention", "hypothesis": "activations"},
     "all": {"meta_every": 2, "layers_per_step": 2, "joint_every": 3, "regression_steps": 4},
 }
+QUIET = {"eval_every": 100, "sampling": {"tokens": 0}}
 
 
 @pytest.mark.parametrize("credit", RHYTHMS.values(), ids=RHYTHMS)
 def test_a_plan_foretells_what_a_run_is_charged(credit, tmp_path):
     """To the last FLOP, whatever the steps' rhythm; step by step they do differ."""
-    recipe = tiny_recipe(credit={"name": "meta_critic"} | credit, run={"budget": {"steps": 10}})
+    recipe = tiny_recipe(credit={"name": "meta_critic"} | credit, run={"budget": {"steps": 10}} | QUIET)
     foretold, run = plan(recipe), train(recipe, tmp_path)
     assert foretold["flops"] == run.summary["flops"]
     assert foretold["per_step"]["flops"] == run.summary["flops"] // 10
