@@ -10,7 +10,13 @@ from heterodox.core.rng import Streams
 from heterodox.credit import MetaCritic
 from heterodox.credit.meta_critic.forward import main_forward
 from heterodox.credit.meta_critic.layout import Stage
-from heterodox.credit.meta_critic.meta import critic_gradients, leaves_of, meta_loss_gradients, propose
+from heterodox.credit.meta_critic.meta import (
+    critic_gradients,
+    leaves_of,
+    meta_loss_gradients,
+    propose,
+    regression_gradients,
+)
 from heterodox.credit.meta_critic.target import look
 from heterodox.model import GPT
 from heterodox.objective import CrossEntropy
@@ -62,6 +68,21 @@ def meta_of(rule: MetaCritic, model: GPT, stages: list[Stage] | None = None) -> 
     gradient = critic_gradients(summaries, grads, learning, Solo(), activations=activations)
     each = [(losses[s.index] * WEIGHTS).mean() + rule.meta.regulariser(matrices[s.index]) for s in stages]
     return Meta(torch.stack(each).mean(), gradient, losses, matrices)
+
+
+def regression_of(rule: MetaCritic, model: GPT) -> tuple[Tensor, dict[str, Tensor]]:
+    """The terms of gradient regression by stage, and the gradient of their mean by θ."""
+    proposals, objective, stages = rule.proposals, CrossEntropy(), rule.proposals.stages
+    seen = main_forward(model, tiny_batch(), WEIGHTS, objective, rule.operations)
+    sight = look(proposals.target_kind, seen, objective, Solo(), torch.float64)
+    summaries = propose(proposals, seen, stages, sight, proposals.target(sight), Solo())
+    leaves = leaves_of(summaries)
+    for leaf in (leaf for found in leaves.values() for leaf in found.values()):
+        leaf.requires_grad_()
+    with torch.enable_grad():
+        grads, terms = regression_gradients(model, seen, objective, proposals, stages, leaves, rule.meta, Solo())
+    gradient = critic_gradients(summaries, grads, proposals.critics.learning_for(stages), Solo())
+    return torch.stack(list(terms.values())), gradient
 
 
 def slope(rule: MetaCritic, model: GPT, value, seed: int = 0, eps: float = 1e-5) -> tuple[float, dict[str, Tensor]]:

@@ -286,7 +286,7 @@ def test_the_joint_change_is_that_of_all_proposals_at_once():
             if name not in model.readout_names:
                 model.get_parameter(name).sub_(proposal, alpha=0.1)
     after = (CrossEntropy().losses(model(tiny_batch().inputs), tiny_batch()) * WEIGHTS).mean()
-    assert same(signal.metrics["meta_gain/joint"], (loss - after).detach())
+    assert same(signal.metrics["proposal_gain/joint"], (loss - after).detach())
     assert abs(float((after - loss).detach())) > 1e-4
 
 

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from heterodox.core.protocols import Objective, Update
+from heterodox.core.protocols import LanguageModel, Objective, Update
 from heterodox.core.types import Batch, Cost, UpdateReport
 
 
@@ -29,6 +29,15 @@ class Costly(Protocol):
 
     def cost(self, batch: Batch) -> Cost:
         """What rating `batch`, this rank's share as drawn, costs this rank, and what it still owes from before."""
+        ...
+
+
+@runtime_checkable
+class Uneven(Protocol):
+    """A credit rule whose steps do not all cost the same."""
+
+    def step_flops(self, model: LanguageModel, batch: Batch, step: int) -> int:
+        """FLOPs of the signal of step number `step`, counted from 0, on a batch of this shape."""
         ...
 
 

@@ -1,6 +1,6 @@
 """What the trainer asks of a learner."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -14,11 +14,19 @@ from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Origin, 
 
 @dataclass(frozen=True)
 class Foretold:
-    """What a step will cost, bytes by what they are for, and how many parameters learn."""
+    """What a step will cost, bytes by what they are for, and how many parameters learn.
+
+    Where steps differ, `later_flops` gives the FLOPs of any one of them by its number, counted from 0.
+    """
 
     cost: Cost
     memory_bytes: dict[str, int]
     trained_parameters: int
+    later_flops: Callable[[int], int] | None = None
+
+    def flops(self, step: int) -> int:
+        """Of step number `step`."""
+        return self.cost.flops if self.later_flops is None else self.later_flops(step)
 
 
 @runtime_checkable

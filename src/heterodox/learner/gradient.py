@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils import get_total_norm
 
 from heterodox.core import config
 from heterodox.core.comm import Comm
-from heterodox.core.extensions import Costly, EvolvingObjective, Remarking, Selecting, StructuralUpdate
+from heterodox.core.extensions import Costly, EvolvingObjective, Remarking, Selecting, StructuralUpdate, Uneven
 from heterodox.core.learner import Foretold
 from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
 from heterodox.core.state import Tree, map_tensors, split
@@ -177,16 +178,22 @@ class Gradient:
         batch, weights = self._unrated(drawn)
         held = activation_bytes(self.model, batch, weights, self.objective, self.credit)
         signal = self.credit.signal(self.model, batch, weights, self.objective)
-        self.update.apply(self._parameters | signal.own_parameters, signal.grads | signal.own_grads, 1.0)
+        learns = [name for name, origin in self.manifest().items() if origin != "frozen"]
+        late = {name: torch.zeros_like(self._parameters[name]) for name in learns if name not in signal.grads}
+        grads = signal.grads | late  # some rules only begin to move a parameter after some steps
+        self.update.apply(self._parameters | signal.own_parameters, grads | signal.own_grads, 1.0)
         sizes = {
             "weights": _bytes(dict(self.model.state_dict())),
-            "signal": _bytes(signal.grads),
+            "signal": _bytes(grads),
             "update_state": _bytes(self.update.state()),
             "rule_state": rule_state,
             "activations": held,
         }
-        cost = signal.cost + self._cost_of_rating(drawn)
-        return Foretold(cost, sizes, sum(g.numel() for g in signal.grads.values()))
+        rating, trained = self._cost_of_rating(drawn), sum(g.numel() for g in grads.values())
+        if not isinstance(self.credit, Uneven):
+            return Foretold(signal.cost + rating, sizes, trained)
+        of_signal = partial(self.credit.step_flops, self.model, batch)
+        return Foretold(signal.cost + rating, sizes, trained, lambda step: of_signal(step) + rating.flops)
 
     def examine(self, examples: Sequence[LabelledBatch]) -> Diagnosis:
         return Diagnosis()

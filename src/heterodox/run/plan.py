@@ -12,16 +12,22 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from heterodox.core.comm import Solo
+from heterodox.core.learner import Foretold
 from heterodox.core.protocols import Stateless
 from heterodox.core.types import Batch
 from heterodox.recipe import Recipe
+from heterodox.run.config import Budget
 from heterodox.run.session import build_learner, build_model
+
+HORIZON = 10_000
+"""So many steps are looked at one by one, for a rule's may differ in cost; later ones cost what these do on average."""
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
     """Parameters, bytes by part, FLOPs and tokens per step and in all; plain data.
 
-    Reads the corpus (its size and vocabulary matter), trains nothing, and fits any width into little memory.
+    FLOPs per step are a mean over the run. Reads the corpus (its size and vocabulary matter), trains nothing, and fits
+    any width into little memory.
     """
     dataset = recipe.data.build()
     with FakeTensorMode():
@@ -33,28 +39,38 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         learner = build_learner(recipe, model, Solo(), blank)
         foretold = learner.foretell(blank("train", recipe.rating.drawn(recipe.run.batch_size)).next_batch())
     cost, sizes, budget = foretold.cost, foretold.memory_bytes, recipe.run.budget
-    per_step = {
-        "steps": 1.0,
-        "tokens": cost.tokens + cost.meta_tokens,
-        "flops": cost.flops,
-        "seconds": math.inf,
-    }[budget.unit]
-    steps = math.ceil(budget.limit / per_step) if math.isfinite(per_step) else None
+    steps, counted, spent = _count(budget, foretold)
     windows = (len(dataset.splits["train"].tokens) - 1) // recipe.model.context
     return {
         "recipe": recipe.name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_parameters": foretold.trained_parameters,
         "memory_bytes": sizes | {"total": sum(sizes.values())},
-        "per_step": {"tokens": cost.tokens, "meta_tokens": cost.meta_tokens, "flops": cost.flops},
+        "per_step": {"tokens": cost.tokens, "meta_tokens": cost.meta_tokens, "flops": spent // counted},
         "steps": steps,
         "tokens": None if steps is None else steps * cost.tokens,
         "meta_tokens": None if steps is None else steps * cost.meta_tokens,
-        "flops": None if steps is None else steps * cost.flops,
+        "flops": None if steps is None else steps * spent // counted,
         "seconds": budget.seconds,
         "epochs": None if steps is None else steps * recipe.run.batch_size / max(windows, 1),
         "corpus": dataset.describe(),
     }
+
+
+def _count(budget: Budget, foretold: Foretold) -> tuple[int | None, int, int]:
+    """The steps of the budget (None: nobody knows), of these how many were looked at, and their FLOPs together."""
+    cost = foretold.cost
+    per_step = {"steps": 1, "tokens": cost.tokens + cost.meta_tokens}.get(budget.unit)
+    steps = None if per_step is None else math.ceil(budget.limit / per_step)
+    spent = counted = 0
+    while counted < min(steps or HORIZON, HORIZON):
+        spent += foretold.flops(counted)
+        counted += 1
+        if budget.unit == "flops" and spent >= budget.limit:
+            return counted, counted, spent
+    if budget.unit == "flops":
+        steps = math.ceil(budget.limit * counted / spent)
+    return steps, counted, spent
 
 
 class _Blank(Stateless):

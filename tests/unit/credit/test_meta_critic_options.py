@@ -9,11 +9,13 @@ from heterodox.core.rng import Streams
 from heterodox.core.types import Batch
 from heterodox.credit.meta_critic.mask import largest, units_kept
 from heterodox.credit.meta_critic.target import draw_projection
+from heterodox.log.jsonl import read_rows
 from heterodox.objective import CrossEntropy
 from heterodox.probe import activation_bytes
 from heterodox.recipe import check
 from heterodox.run.plan import plan
 from heterodox.run.session import build_learner, build_model, open_session
+from heterodox.run.train import train
 from tests.tiny import tiny_batch, tiny_recipe
 
 REFUSED = {
@@ -40,6 +42,27 @@ REFUSED = {
     "frozen and phase 0": (
         {"objective": "frozen", "regression_steps": 3}, "regression_steps is 3, but objective frozen has no meta-step",
     ),
+    "frozen at a rhythm": ({"objective": "frozen", "meta_every": 2}, "meta_every is 2, but objective frozen has no"),
+    "frozen with a floor": ({"objective": "frozen", "floor": 0.5}, "floor is 0.5, but objective frozen has no"),
+    "frozen with a penalty": ({"objective": "frozen", "penalty": 0.0}, "penalty is 0.0, but objective frozen has no"),
+    "frozen with a rate": ({"objective": "frozen", "meta_lr": 0.1}, "meta_lr is 0.1, but objective frozen has no"),
+    "frozen with MLP_G's rate": ({"objective": "frozen", "target_lr": 0.1}, "target_lr is 0.1, but objective frozen"),
+    "frozen with a clip": ({"objective": "frozen", "meta_clip": None}, "meta_clip is None, but objective frozen"),
+    "frozen with a decay": (
+        {"objective": "frozen", "meta_weight_decay": 0.1}, "meta_weight_decay is 0.1, but objective frozen has no",
+    ),
+    "frozen with a warm-up": ({"objective": "frozen", "meta_warmup": 3}, "meta_warmup is 3, but objective frozen has"),
+    "frozen and sampled": ({"objective": "frozen", "layers_per_step": 1}, "layers_per_step is 1, but objective frozen"),
+    "frozen with a suffix": (
+        {"objective": "frozen", "suffix": "separate"}, "suffix is separate, but objective frozen has no partial",
+    ),
+    "frozen with a step": ({"objective": "frozen", "step": 0.5}, "step is 0.5, but objective frozen has no"),
+    "regression with a floor": ({"objective": "regression", "floor": 0.5}, "but objective regression has no meta-loss"),
+    "regression with a penalty": ({"objective": "regression", "penalty": 2}, "penalty is 2.0, but objective"),
+    "regression with a suffix": (
+        {"objective": "regression", "suffix": "separate"}, "objective regression has no partial forward",
+    ),
+    "start of no linear path": ({"start": "random", "linear": False}, "start random is of the linear path, but linear"),
     "phase 0 of regression": (
         {"objective": "regression", "regression_steps": 3}, "but objective regression is nothing else",
     ),
@@ -108,6 +131,55 @@ def test_tiles_that_do_not_divide_the_vocabulary_are_refused():
     with pytest.raises(RecipeError, match=r"block is 16, which does not divide tok_emb\.weight of 8 × 16; make credit"):
         built(structure="block")
     built(structure="block", embeddings="frozen")
+
+
+@pytest.mark.parametrize("objective", ["frozen", "regression"])
+def test_what_joint_measurements_need_is_accepted_with_them(objective):
+    recipe = tiny_recipe(credit={"name": "meta_critic", "objective": objective, "suffix": "separate", "joint_every": 5})
+    assert check(recipe.dump()) == recipe
+    tiny_recipe(credit={"name": "meta_critic", "objective": "frozen", "step": 0.5, "joint_every": 5})
+
+
+RHYTHMS = {
+    "every third step behind phase 0": {"meta_every": 3, "regression_steps": 4},
+    "sampled": {"layers_per_step": 1, "transport": "attention", "hypothesis": "activations"},
+    "all": {"meta_every": 2, "layers_per_step": 2, "joint_every": 3, "regression_steps": 4},
+}
+QUIET = {"eval_every": 100, "sampling": {"tokens": 0}}
+
+
+@pytest.mark.parametrize("credit", RHYTHMS.values(), ids=RHYTHMS)
+def test_a_plan_foretells_what_a_run_is_charged(credit, tmp_path):
+    """To the last FLOP, whatever the steps' rhythm; step by step they do differ."""
+    recipe = tiny_recipe(credit={"name": "meta_critic"} | credit, run={"budget": {"steps": 10}} | QUIET)
+    foretold, run = plan(recipe), train(recipe, tmp_path)
+    assert foretold["flops"] == run.summary["flops"]
+    assert foretold["per_step"]["flops"] == run.summary["flops"] // 10
+    rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
+    assert foretold["flops"] != 10 * rows[0]["flops"]
+    for budget in ({"flops": foretold["flops"]}, {"tokens": foretold["tokens"]}):
+        again = plan(tiny_recipe(credit={"name": "meta_critic"} | credit, run={"budget": budget}))
+        assert (again["steps"], again["flops"]) == (10, foretold["flops"])
+
+
+def test_a_plan_counts_what_learns_once_proposals_are_handed_over():
+    """Its signal and moments are there later on, although the first steps move the readout alone."""
+    late, plain = (plan(tiny_recipe(credit={"name": "meta_critic", "meta_only_steps": steps})) for steps in (9, 0))
+    assert late["trained_parameters"] == plain["trained_parameters"] == plain["parameters"]
+    for part in ("signal", "update_state"):
+        assert late["memory_bytes"][part] == plain["memory_bytes"][part] > 0
+
+
+def test_a_plan_of_a_long_run_takes_the_mean_of_the_steps_that_it_looks_at(monkeypatch):
+    credit = {"name": "meta_critic", "meta_every": 4}
+    plans = []
+    for horizon in (8, 10_000):
+        monkeypatch.setattr("heterodox.run.plan.HORIZON", horizon)
+        plans.append(plan(tiny_recipe(credit=credit, run={"budget": {"steps": 400}})))
+    assert plans[0] == plans[1]
+    budget = {"flops": plans[0]["flops"]}
+    monkeypatch.setattr("heterodox.run.plan.HORIZON", 8)
+    assert plan(tiny_recipe(credit=credit, run={"budget": budget}))["steps"] == 400
 
 
 @pytest.mark.parametrize("options", [{}, {"shared": True}, {"target": "pooled", "structure": "low_rank"}])

@@ -13,6 +13,10 @@ from heterodox.credit.meta_critic.target import TargetKind
 StructureName = Literal["outer", "low_rank", "block", "elementwise"]
 MatrixName = Literal["attn.q", "attn.k", "attn.v", "attn.o", "mlp.fc", "mlp.proj"]
 RANK, SIDE = 4, 16
+_OF_META_STEPS = (
+    "regression_steps", "layers_per_step", "meta_every", "meta_lr", "target_lr", "meta_warmup", "meta_weight_decay",
+    "meta_clip", "penalty", "floor",
+)  # fmt: skip
 
 
 class Options(config.Config):
@@ -95,15 +99,30 @@ class Options(config.Config):
                 "transport attention needs a G of tokens and attention on the tape: target error or token, structure "
                 f"outer and point branch, not {self.target}, {self.structure} and {self.point or 'branch'}"
             )
-        if self.objective == "frozen":
-            for option in ("regression_steps", "layers_per_step", "meta_warmup"):
-                if getattr(self, option):
-                    raise ValueError(f"{option} is {getattr(self, option)}, but objective frozen has no meta-step")
-        if self.objective == "regression" and self.regression_steps:
-            raise ValueError(f"regression_steps is {self.regression_steps}, but objective regression is nothing else")
+        self._refuse_what_has_no_effect()
         if self.reuse_target and (self.objective == "frozen" or self.meta_every > 1):
             raise ValueError("reuse_target needs a meta-step in every step: objective meta, meta_every 1")
         return self
+
+    def _refuse_what_has_no_effect(self) -> None:
+        """Raises for an option that the objective leaves without effect, unless it has its default."""
+        if self.start == "random" and not self.linear:
+            raise ValueError("start random is of the linear path, but linear is false")
+        if self.objective == "regression" and self.regression_steps:
+            raise ValueError(f"regression_steps is {self.regression_steps}, but objective regression is nothing else")
+        lacks: dict[str, str] = {}
+        if self.objective == "frozen":
+            lacks |= dict.fromkeys(_OF_META_STEPS, "meta-step")
+        if self.objective == "regression":
+            lacks |= {"penalty": "meta-loss", "floor": "meta-loss"}
+        if self.objective != "meta" and self.joint_every is None:
+            lacks["suffix"] = "partial forward (give joint_every)"
+        if self.objective == "frozen" and self.joint_every is None:
+            lacks["step"] = "hypothetical step (give joint_every)"
+        for option, lacking in lacks.items():
+            value = getattr(self, option)
+            if value != type(self).model_fields[option].default:
+                raise ValueError(f"{option} is {value}, but objective {self.objective} has no {lacking}")
 
     @property
     def _can_pass_on(self) -> bool:

@@ -80,14 +80,18 @@ class Critics(nn.Module):
 
     @torch.no_grad()
     def _pass_on(self, stage: Stage) -> None:
-        """Let the linear paths to slots on the stream begin as M_iᵀ, so that they say what G is."""
+        """Let the linear paths to slots on the stream begin as M_iᵀ, so that they say what G is.
+
+        A tall M_i has columns of square length rows/columns, which M_iᵀ M_i would multiply G by.
+        """
         projection = self.get_buffer(f"projection_{stage.key}")
+        back = projection.T / max(1.0, projection.shape[0] / projection.shape[1])
         for key, slots in self.parts[stage.index].items():
             linear = self.net(key).linear
             assert linear is not None
             for slot, rows in zip(slots, linear.split(list(slots.values())), strict=True):
                 if slot in stage.on_stream:
-                    rows.copy_(projection.T)
+                    rows.copy_(back)
 
     def net(self, key: str) -> Network:
         """The critic of this key."""

@@ -1,6 +1,6 @@
 """What a step of the rule costs: exactly what PyTorch's counter finds, summed by hand."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -35,6 +35,7 @@ class StepFlops:
             part // num
             for part in (self.forward.linear, self.forward.attention, self.forward.fixed, self.forward.lookup)
         )
+        self._block = self.linear + self.attention + self.fixed + self.lookup
         one = self.proposals.target_kind == "pooled"
         self.of_target = Rows(*[1 if one else self.tokens] * 4)
 
@@ -64,6 +65,12 @@ class StepFlops:
             if partial:
                 total += self._partial(stage, moves=moves)
         return total
+
+    def gains(self, stages: Sequence[Stage]) -> int:
+        """What proposals would do to the loss, one by one and together: forward passes alone."""
+        num = len(self.model.blocks)
+        passed = sum(num - max(stage.index, 0) for stage in stages)
+        return self.forward.total + passed * self._block + len(stages) * self.forward.head
 
     def _transport(self, stages: list[Stage]) -> tuple[int, int]:
         """G on its way down to these stages, and the way back to P_j, Q_j and G."""
@@ -135,7 +142,7 @@ class StepFlops:
     def _partial(self, stage: Stage, *, moves: bool) -> int:
         """A partial forward pass and the way back to the stage's hypothetical weights, or to its moves."""
         above = len(self.model.blocks) - 1 - stage.index
-        block = self.linear + self.attention + self.fixed + self.lookup
+        block = self._block
         suffix = above * (block + self.linear + 2 * self.attention + self.fixed) + 2 * self.forward.head
         if stage.index == EMBEDDINGS:
             return suffix

@@ -22,7 +22,7 @@ from heterodox.core.protocols import Objective
 from heterodox.credit.backprop import differentiate, trainable
 from heterodox.credit.meta_critic.forward import Forward
 from heterodox.credit.meta_critic.layout import EMBEDDINGS, Stage
-from heterodox.credit.meta_critic.partial import joint_losses, partial_losses
+from heterodox.credit.meta_critic.partial import partial_losses
 from heterodox.credit.meta_critic.proposals import Proposals
 from heterodox.credit.meta_critic.target import Sight
 from heterodox.credit.operation import replayed
@@ -40,6 +40,10 @@ class MetaObjective:
     floor: float = 0.0
     together: bool = True
     activations: bool = False
+
+    def groups(self, stages: Sequence[Stage]) -> list[Sequence[Stage]]:
+        """Stages whose partial forwards run as one."""
+        return [stages] if self.together else [[stage] for stage in stages]
 
     def weight(self, weight: Tensor, proposal: Tensor) -> Tensor:
         """W − η ΔW."""
@@ -99,7 +103,7 @@ def meta_loss_gradients(
     grads: Summaries = {}
     losses: dict[int, Tensor] = {}
     matrices: Summaries = {}
-    for group in [stages] if meta.together else [[stage] for stage in stages]:
+    for group in meta.groups(stages):
         part = _gradients(model, seen, objective, proposals, group, leaves, meta, len(stages))
         grads |= part[0]
         losses |= part[1]
@@ -168,8 +172,8 @@ def regression_gradients(
     leaves: Summaries,
     meta: MetaObjective,
     comm: Comm,
-) -> Summaries:
-    """∂/∂summary of mean_i (η/2) ‖ΔW_i − target(∇_i L)‖², the true gradient found by backpropagation."""
+) -> tuple[Summaries, dict[int, Tensor]]:
+    """∂/∂summary of mean_i (η/2) ‖ΔW_i − target(∇_i L)‖², the true gradient found by backpropagation, and each term."""
     names = trainable(model)
     if seen.before:
         with replayed(seen.before[EMBEDDINGS], seen.logits.device):
@@ -180,13 +184,14 @@ def regression_gradients(
     with torch.enable_grad():
         matrices = {s.index: proposals.matrices(s, leaves[s.index]) for s in stages}
         wanted = proposals.structure
-        errors = []
-        for found in matrices.values():
+        errors: dict[int, list[Tensor]] = {index: [] for index in matrices}
+        for index, found in matrices.items():
             for name, delta in found.items():
                 goal = true[name] if wanted is None or delta.ndim != 2 else wanted.regression_target(true[name])
-                errors.append((delta - goal.to(delta.dtype)).square().sum())
-        total = meta.step / 2 * torch.stack(errors).sum() / len(stages)
-        return _by_leaf(total, leaves)
+                errors[index].append((delta - goal.to(delta.dtype)).square().sum())
+        total = meta.step / 2 * torch.stack([x for found in errors.values() for x in found]).sum() / len(stages)
+        terms = {index: meta.step / 2 * torch.stack(found).sum().detach() for index, found in errors.items()}
+        return _by_leaf(total, leaves), terms
 
 
 def critic_gradients(
@@ -207,15 +212,3 @@ def critic_gradients(
     answer = {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
     comm.mean_(list(answer.values()))
     return answer
-
-
-def joint_change(
-    model: GPT, seen: Forward, objective: Objective, matrices: Mapping[int, Mapping[str, Tensor]], meta: MetaObjective
-) -> Tensor:
-    """How the loss changes if all proposals are made at once."""
-    weights = {
-        name: meta.weight(model.get_parameter(name), delta)
-        for found in matrices.values()
-        for name, delta in found.items()
-    }
-    return (joint_losses(model, seen, objective, weights) * seen.weights).mean() - seen.loss

@@ -23,7 +23,6 @@ Propagation in Transformers", an unpublished proposal; its relatives are synthet
 2017) and learned optimisers (Andrychowicz et al., NeurIPS 2016).
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -42,16 +41,17 @@ from heterodox.credit.meta_critic.assemble import Operations, operations_of, opt
 from heterodox.credit.meta_critic.config import Options
 from heterodox.credit.meta_critic.flops import StepFlops
 from heterodox.credit.meta_critic.forward import Forward, main_forward
+from heterodox.credit.meta_critic.gains import proposal_gains
 from heterodox.credit.meta_critic.meta import (
     MetaObjective,
     critic_gradients,
-    joint_change,
     leaves_of,
     meta_loss_gradients,
     propose,
     regression_gradients,
     shared,
 )
+from heterodox.credit.meta_critic.monitor import Monitor, monitored, of_gradients, of_partial_forwards
 from heterodox.credit.meta_critic.optimiser import MetaOptimiser, clip_
 from heterodox.credit.meta_critic.proposals import Proposals
 from heterodox.credit.meta_critic.schedule import Schedule
@@ -106,8 +106,10 @@ class MetaCritic:
         self.schedule = schedule
         self.reuse_target = reuse_target
         self.clip = clip
+        self.monitor = Monitor(monitored(schedule, proposals.stages), proposals.critics.target.output)
         self.comm: Comm = Solo()
         self.step = 0
+        self._known_flops: dict[tuple[int, ...], int] = {}
 
     def connect(self, services: Services) -> None:
         """Meta-gradients are averaged over the ranks of the run; alone, there is one."""
@@ -120,78 +122,83 @@ class MetaCritic:
         proposals, schedule = self.proposals, self.schedule
         seen = main_forward(model, batch, weights, objective, self.operations)
         sight = look(proposals.target_kind, seen, objective, self.comm, proposals.dtype)
-        metrics: dict[str, Tensor] = {}
         target = None
+        if self.step == schedule.regression_steps > 0:
+            self.monitor.forget("regression_loss")
         if schedule.learns(self.step):
-            target = self._phase_a(model, seen, objective, sight, metrics)
+            target = self._phase_a(model, seen, objective, sight)
         with torch.no_grad():
             if target is None or not self.reuse_target:
                 target = proposals.target(sight)
-            matrices = self._phase_b(seen, sight, target, metrics)
+            matrices = self._phase_b(seen, sight, target)
             if schedule.joins(self.step):
-                together = shared(matrices, self.comm)
-                metrics["meta_gain/joint"] = -joint_change(model, seen, objective, together, self.meta)
+                agreed = shared(matrices, self.comm)
+                gains = proposal_gains(model, seen, objective, proposals.stages, agreed, self.meta)
+                self.monitor.note({f"proposal_gain/{key}": gain for key, gain in gains.items()}, self.comm)
             grads = dict(seen.readout_grads)
             if (scale := schedule.scale(self.step)) > 0:
                 proposed = (item for found in matrices.values() for item in found.items())
                 grads |= {name: (delta * scale).to(model.get_parameter(name).dtype) for name, delta in proposed}
-        cost = Cost(tokens=batch.num_tokens, flops=self._flops(model, batch))
+        metrics = self.monitor.told() | self._sizes(matrices)
+        cost = Cost(tokens=batch.num_tokens, flops=self.step_flops(model, batch, self.step))
         self.step += 1
         return Signal(grads, seen.loss, seen.losses, cost, metrics)
 
-    def _phase_a(
-        self, model: GPT, seen: Forward, objective: Objective, sight: Sight, metrics: dict[str, Tensor]
-    ) -> Tensor:
+    def _phase_a(self, model: GPT, seen: Forward, objective: Objective, sight: Sight) -> Tensor:
         """One step of θ_C and θ_G; returns G as it was before."""
-        proposals = self.proposals
+        proposals, comm = self.proposals, self.comm
         stages = self.schedule.sampled(proposals.stages, self.streams, self.step)
         with torch.enable_grad():
             target = proposals.target(sight)
             own = self.meta.activations and not self.schedule.regresses(self.step)
-            summaries = propose(proposals, seen, stages, sight, target, self.comm, activations=own)
-        leaves = leaves_of(summaries) if own else shared(summaries, self.comm)
+            summaries = propose(proposals, seen, stages, sight, target, comm, activations=own)
+        leaves = leaves_of(summaries) if own else shared(summaries, comm)
         for leaf in (leaf for found in leaves.values() for leaf in found.values()):
             leaf.requires_grad_()
         if self.schedule.regresses(self.step):
-            grads = regression_gradients(model, seen, objective, proposals, stages, leaves, self.meta, self.comm)
+            grads, terms = regression_gradients(model, seen, objective, proposals, stages, leaves, self.meta, comm)
+            measured = {f"regression_loss/{stage.key}": terms[stage.index] for stage in stages}
         else:
-            grads, losses, _ = meta_loss_gradients(model, seen, objective, proposals, stages, leaves, self.meta)
-            for stage in stages:
-                loss = (losses[stage.index] * seen.weights).mean()
-                metrics[f"meta_loss/{stage.key}"] = loss
-                metrics[f"meta_variance/{stage.key}"] = losses[stage.index].var(correction=0)
-                metrics[f"meta_gain/{stage.key}"] = seen.loss - loss
-        found = critic_gradients(summaries, grads, proposals.critics.learning_for(stages), self.comm, activations=own)
-        metrics |= _norms(found)
+            grads, losses, tried = meta_loss_gradients(model, seen, objective, proposals, stages, leaves, self.meta)
+            measured = of_partial_forwards(seen, stages, losses, tried, self.meta, comm)
+        found = critic_gradients(summaries, grads, proposals.critics.learning_for(stages), comm, activations=own)
+        self.monitor.note(measured | of_gradients(found), comm)
         clip_(found, self.clip)
         self.optimiser.apply(found, self.step)
         return target.detach()
 
-    def _phase_b(
-        self, seen: Forward, sight: Sight, target: Tensor, metrics: dict[str, Tensor]
-    ) -> dict[int, dict[str, Tensor]]:
+    def _phase_b(self, seen: Forward, sight: Sight, target: Tensor) -> dict[int, dict[str, Tensor]]:
         """ΔW of all stages."""
         proposals = self.proposals
         summaries = propose(proposals, seen, proposals.stages, sight, target, self.comm)
         if proposals.structure is not None:
             summaries = shared(summaries, self.comm)
-        matrices = {stage.index: proposals.matrices(stage, summaries[stage.index]) for stage in proposals.stages}
-        for stage in proposals.stages:
-            found = torch.cat([delta.flatten() for delta in matrices[stage.index].values()])
-            metrics[f"proposal_norm/{stage.key}"] = found.norm()
-            metrics[f"proposal_density/{stage.key}"] = found.count_nonzero() / found.numel()
-        return matrices
+        return {stage.index: proposals.matrices(stage, summaries[stage.index]) for stage in proposals.stages}
 
-    def _flops(self, model: GPT, batch: Batch) -> int:
+    def _sizes(self, matrices: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+        """By stage the norm of ΔW, and the share of its entries that are not 0."""
+        found: dict[str, Tensor] = {}
+        for stage in self.proposals.stages:
+            entries = torch.cat([delta.flatten() for delta in matrices[stage.index].values()])
+            found[f"proposal_norm/{stage.key}"] = entries.norm()
+            found[f"proposal_density/{stage.key}"] = entries.count_nonzero() / entries.numel()
+        return found
+
+    def step_flops(self, model: LanguageModel, batch: Batch, step: int) -> int:
+        """FLOPs of step number `step`, counted from 0, on a batch of this shape."""
+        assert isinstance(model, GPT)
         schedule, stages = self.schedule, self.proposals.stages
-        branch = self.proposals.structure is None and self.operations != ()
-        count = StepFlops(model, self.proposals, branch, *batch.inputs.shape, activations=self.meta.activations)
-        learns = schedule.learns(self.step)
-        total = count.main() + count.phase_b(stages, reuse=self.reuse_target and learns)
-        if learns:
-            sampled = schedule.sampled(stages, self.streams, self.step)
-            total += count.phase_a(sampled, partial=not schedule.regresses(self.step))
-        return total + (count.forward.total if schedule.joins(self.step) else 0)
+        learns, joins = schedule.learns(step), schedule.joins(step)
+        regresses = learns and schedule.regresses(step)
+        sampled = schedule.sampled(stages, self.streams, step) if learns else []
+        kind = (*batch.inputs.shape, regresses, joins, *(stage.index for stage in sampled))
+        if kind not in self._known_flops:
+            branch = self.proposals.structure is None and self.operations != ()
+            count = StepFlops(model, self.proposals, branch, *batch.inputs.shape, activations=self.meta.activations)
+            total = count.main() + count.phase_b(stages, reuse=self.reuse_target and learns)
+            total += count.phase_a(sampled, partial=not regresses) if learns else 0
+            self._known_flops[kind] = total + (count.gains(stages) if joins else 0)
+        return self._known_flops[kind]
 
     def manifest(self, model: LanguageModel) -> dict[str, Origin]:
         learning = {name for stage in self.proposals.stages for name in stage.shapes}
@@ -215,21 +222,15 @@ class MetaCritic:
         return said
 
     def state(self) -> Tree:
-        return {"critics": dict(self.proposals.critics.state_dict()), "step": self.step} | self.optimiser.state()
+        tree: Tree = {"critics": dict(self.proposals.critics.state_dict()), "step": self.step} | self.optimiser.state()
+        if self.monitor.values:
+            tree["monitored"] = self.monitor.state()
+        return tree
 
     def load_state(self, tree: Tree) -> None:
         if "step" not in tree:
             raise CheckpointError("the checkpoint lacks the critics' step: it belongs to another recipe")
         restore(dict(self.proposals.critics.state_dict()), tree.get("critics", {}), "critic")
         self.optimiser.load_state(tree)
+        self.monitor.load_state(tree.get("monitored", {}))
         self.step = tree["step"]
-
-
-def _norms(grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Norms of the gradients of MLP_G and of all critics."""
-    of_target = [g.square().sum() for name, g in grads.items() if name.startswith("target.")]
-    of_critics = [g.square().sum() for name, g in grads.items() if not name.startswith("target.")]
-    return {
-        "meta_grad_norm/target": torch.stack(of_target).sum().sqrt(),
-        "meta_grad_norm/critics": torch.stack(of_critics).sum().sqrt(),
-    }

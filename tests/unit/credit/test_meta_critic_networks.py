@@ -1,0 +1,63 @@
+"""The small networks of MCL-DSUP by their formulas, and what MLP_G is told."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from heterodox.core.comm import Solo
+from heterodox.credit.meta_critic.forward import main_forward
+from heterodox.credit.meta_critic.network import Network
+from heterodox.credit.meta_critic.target import look, token_losses
+from heterodox.objective import CrossEntropy
+from tests.signals import WEIGHTS, same
+from tests.tiny import tiny_batch, tiny_gpt
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def network(form, **options) -> Network:
+    generator = torch.Generator().manual_seed(1)
+    net = Network(5, 4, 7, 3, form=form, generator=generator, like=drawn(1), **{"linear": True} | options)
+    with torch.no_grad():
+        net.bias.copy_(drawn(7, seed=2))
+    return net
+
+
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("form", ["gated", "mlp"])
+def test_a_network_is_its_formula(form, linear):
+    net, c, s, size = network(form, linear=linear), drawn(2, 6, 5), drawn(2, 6, 4, seed=3), drawn(2, 6, 1, seed=4).exp()
+    u, v, o = net.context, net.signal, net.output
+    inner = F.gelu(c @ u.T + net.bias) * (s @ v.T) if form == "gated" else F.gelu(c @ u.T + s @ v.T + net.bias)
+    straight = s @ net.linear.T if linear else 0.0
+    assert same(net(c, s, size), size * (inner @ o.T + straight))
+    assert same(net(c, s), inner @ o.T + straight)
+    assert same(net(c, s, size, mean=True), net(c, s, size).mean((0, 1)))
+    assert not torch.allclose(net(c, s, size), net(c, s), atol=1e-2)
+
+
+def test_what_the_target_network_is_told():
+    model, objective, batch = tiny_gpt(), CrossEntropy(), tiny_batch()
+    seen = main_forward(model, batch, WEIGHTS, objective, ())
+    losses = F.cross_entropy(seen.logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view(4, 6)
+    hidden = model.features(batch.inputs).detach()
+    normal = (hidden - hidden.mean(-1, keepdim=True)) / (hidden.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
+    assert same(token_losses(seen, objective), losses)
+
+    token = look("token", seen, objective, Solo(), torch.float64)
+    assert torch.allclose(token.context, torch.cat([normal, losses[..., None]], -1), rtol=1e-9)
+    assert torch.equal(token.size.flatten(), WEIGHTS)
+
+    pooled = look("pooled", seen, objective, Solo(), torch.float64)
+    mean = (normal * WEIGHTS[:, None, None]).mean((0, 1))
+    assert torch.allclose(pooled.context.flatten(), torch.cat([mean, seen.loss[None]]), rtol=1e-9)
+    assert pooled.signal is None
+
+    error = look("error", seen, objective, Solo(), torch.float64)
+    assert error.signal is not None
+    assert torch.allclose(error.signal.square().mean(-1), torch.ones(4, 6, dtype=torch.float64), rtol=1e-9)
+    assert torch.allclose(error.signal * error.size, seen.error * 24, rtol=1e-9)
+    assert torch.allclose(error.context, normal, rtol=1e-9)
+    assert float(seen.error.norm()) > 0
