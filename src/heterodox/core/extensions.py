@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from heterodox.core.protocols import Objective, Update
-from heterodox.core.types import Batch, Cost, UpdateReport
+from heterodox.core.types import Batch, Cost, Diagnosis, UpdateReport
 
 
 @runtime_checkable
@@ -29,6 +29,19 @@ class Costly(Protocol):
 
     def cost(self, batch: Batch) -> Cost:
         """What rating `batch`, this rank's share as drawn, costs this rank, and what it still owes from before."""
+        ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A rating that does something of its own before the first step, which `Costly.cost` then charges."""
+
+    def upfront(self) -> Cost:
+        """What is yet to be done costs this rank; works on fake tensors."""
+        ...
+
+    def diagnose(self) -> Diagnosis:
+        """What went wrong in it; told once."""
         ...
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils import get_total_norm
 
 from heterodox.core import config
 from heterodox.core.comm import Comm
-from heterodox.core.extensions import Costly, EvolvingObjective, Remarking, Selecting, StructuralUpdate
+from heterodox.core.extensions import Costly, EvolvingObjective, Preparing, Remarking, Selecting, StructuralUpdate
 from heterodox.core.learner import Foretold
 from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
 from heterodox.core.state import Tree, map_tensors, split
@@ -186,10 +186,11 @@ class Gradient:
             "activations": held,
         }
         cost = signal.cost + self._cost_of_rating(drawn)
-        return Foretold(cost, sizes, sum(g.numel() for g in signal.grads.values()))
+        once = self.rating.upfront() if isinstance(self.rating, Preparing) else Cost()
+        return Foretold(cost, sizes, sum(g.numel() for g in signal.grads.values()), once)
 
     def examine(self, examples: Sequence[LabelledBatch]) -> Diagnosis:
-        return Diagnosis()
+        return self.rating.diagnose() if isinstance(self.rating, Preparing) else Diagnosis()
 
     def _compare(
         self, signal: Signal, batch: Batch, weights: Tensor, dropout_seed: int | None

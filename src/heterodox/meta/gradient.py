@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from heterodox.meta.finite import why_not_finite
-from heterodox.meta.problem import Losses, Recorded, WeightedLoss, num_examples
+from heterodox.meta.problem import Losses, Recorded, WeightedLoss, has_dropout, num_examples
 from heterodox.meta.schedule import Schedule, moves, recorded
 from heterodox.meta.steps import Adjoint, Flat, InnerState, InnerUpdate, clip, pull_clip
 
@@ -36,7 +36,8 @@ class MetaGradient:
 
     `grads` are the derivatives of `val_loss` in the given parameters of the weighting, in their order, and
     `weight_grads` those in the weights themselves, step by step. `losses` are the examples' in each step, `weights`
-    theirs. `adjoint_norms` holds ‖λ_θ‖ behind each step, the last first. `state` is the one behind the last step.
+    theirs. `adjoint_norms` holds ‖λ_θ‖ on the way back: at the end, then before each step, the last step first; entry k
+    is the one k steps before the end. `state` is the one behind the last step.
     """
 
     val_loss: Float[Tensor, ""]
@@ -44,7 +45,7 @@ class MetaGradient:
     weight_grads: list[Tensor]
     losses: list[Tensor]
     weights: list[Tensor]
-    adjoint_norms: Float[Tensor, " steps"]
+    adjoint_norms: Float[Tensor, " steps_and_end"]
     state: InnerState
     num_advances: int
     """Steps taken forwards, those taken again included."""
@@ -76,9 +77,12 @@ def meta_gradient(
     or else afresh at the model's weights, and gradients are clipped to `clip_norm`. `schedule` says which states are
     kept (`slots`: how many, for `binomial`), `graphs` of how many steps at a time the gradient's graph is kept between
     going over them and coming back, which saves computing it again, and `micro_batch` how many examples go through the
-    model at a time (no graph is then kept); none of them changes the result. `seed` makes dropout repeatable.
+    model at a time (no graph is then kept); none of them changes the result. A model with dropout needs a `seed`, from
+    which each step has masks of its own: a step taken again is then the same step (with a `micro_batch`, each part of
+    the batch is masked by itself, so other masks are drawn than without).
 
-    Raises `FloatingPointError`, which says why, where a derivative is not finite; without `check` it is returned.
+    Raises `FloatingPointError`, which says why, where a derivative is not finite (without `check` it is returned), and
+    `ValueError` for dropout without a seed.
     The model ends with the trained weights, `state.weights`, and in the mode in which it came. Buffers are not tracked:
     a model whose forward pass changes them has no exact meta-gradient here.
     """
@@ -86,6 +90,8 @@ def meta_gradient(
         parameters = list(weighting.parameters()) if isinstance(weighting, nn.Module) else []
     if not validation:
         raise ValueError("no validation batch: there is nothing to differentiate")
+    if seed is None and model.training and has_dropout(model):
+        raise ValueError("the model has dropout, and without a seed a step taken again would not be the same step")
     problem = WeightedLoss(model, losses, micro_batch=micro_batch, seed=seed)
     walk = _Walk(problem, batches, weighting, list(parameters), update, clip_norm)
     state, adjoint, stored = start or update.begin(problem.weights()), None, {}
@@ -101,6 +107,7 @@ def meta_gradient(
             case "turn":
                 end = state
                 val_loss, adjoint = _validate(problem, end, validation)
+                walk.norms.append(adjoint.weights.norm())
             case "restore":
                 state = stored[step]
             case "drop":
@@ -163,7 +170,6 @@ class _Walk:
 
     def reverse(self, state: InnerState, step: int, adjoint: Adjoint) -> Adjoint:
         """The adjoint before the step, from that behind it; φ's share of the step is added to `grads`."""
-        self.norms.append(adjoint.weights.norm())
         batch, before = self.batches[step], adjoint
 
         def direction_of(gradient: Flat) -> Flat:
@@ -178,7 +184,9 @@ class _Walk:
             curvature, slope = self.problem.second_order(batch, self.weights[step], state.step, direction_of)
         self.weight_grads[step] = slope
         self._add_to_grads(batch, slope)
-        return Adjoint(before.weights + curvature, before.moments)
+        weights = before.weights + curvature
+        self.norms.append(weights.norm())
+        return Adjoint(weights, before.moments)
 
     def _add_to_grads(self, batch: Any, slope: Float[Tensor, " batch"]) -> None:
         if not self.parameters:

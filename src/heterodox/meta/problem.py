@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from heterodox.meta.steps import Flat
 
 B = TypeVar("B")
+DROPPING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 Losses = Callable[[Any, Any], Float[Tensor, " batch"]]
 """Of a model and a batch: the loss of each example, differentiable in the model's parameters."""
 
@@ -179,6 +180,12 @@ def num_examples(batch: Any) -> int:
     if isinstance(batch, (tuple, list)):
         return num_examples(batch[0])
     return num_examples(getattr(batch, dataclasses.fields(batch)[0].name))
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a forward pass in training draws masks."""
+    rates = [m.p if isinstance(m, DROPPING) else getattr(m, "dropout", 0.0) for m in model.modules()]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def flat(tensors: Any) -> Flat:

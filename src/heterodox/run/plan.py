@@ -18,10 +18,11 @@ from heterodox.recipe import Recipe
 from heterodox.run.session import build_learner, build_model
 
 
-def plan(recipe: Recipe) -> dict[str, Any]:
-    """Parameters, bytes by part, FLOPs and tokens per step and in all; plain data.
+def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
+    """Parameters, bytes by part, FLOPs and tokens per step, once before the first step, and in all; plain data.
 
-    Reads the corpus (its size and vocabulary matter), trains nothing, and fits any width into little memory.
+    Reads the corpus (its size and vocabulary matter), trains nothing, and fits any width into little memory. With a
+    `speed` in FLOPs per second there are hours, too; a run's `summary.json` says what a machine reaches.
     """
     dataset = recipe.data.build()
     with FakeTensorMode():
@@ -32,14 +33,15 @@ def plan(recipe: Recipe) -> dict[str, Any]:
 
         learner = build_learner(recipe, model, Solo(), blank)
         foretold = learner.foretell(blank("train", recipe.rating.drawn(recipe.run.batch_size)).next_batch())
-    cost, sizes, budget = foretold.cost, foretold.memory_bytes, recipe.run.budget
-    per_step = {
-        "steps": 1.0,
-        "tokens": cost.tokens + cost.meta_tokens,
-        "flops": cost.flops,
-        "seconds": math.inf,
+    cost, once, sizes, budget = foretold.cost, foretold.once, foretold.memory_bytes, recipe.run.budget
+    per_step, paid = {
+        "steps": (1.0, 0.0),
+        "tokens": (cost.tokens + cost.meta_tokens, once.tokens + once.meta_tokens),
+        "flops": (cost.flops, once.flops),
+        "seconds": (math.inf, 0.0),
     }[budget.unit]
-    steps = math.ceil(budget.limit / per_step) if math.isfinite(per_step) else None
+    steps = max(1, math.ceil((budget.limit - paid) / per_step)) if math.isfinite(per_step) else None
+    flops = None if steps is None else once.flops + steps * cost.flops
     windows = (len(dataset.splits["train"].tokens) - 1) // recipe.model.context
     return {
         "recipe": recipe.name,
@@ -47,10 +49,12 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "trained_parameters": foretold.trained_parameters,
         "memory_bytes": sizes | {"total": sum(sizes.values())},
         "per_step": {"tokens": cost.tokens, "meta_tokens": cost.meta_tokens, "flops": cost.flops},
+        "once": {"tokens": once.tokens, "meta_tokens": once.meta_tokens, "flops": once.flops},
         "steps": steps,
-        "tokens": None if steps is None else steps * cost.tokens,
-        "meta_tokens": None if steps is None else steps * cost.meta_tokens,
-        "flops": None if steps is None else steps * cost.flops,
+        "tokens": None if steps is None else once.tokens + steps * cost.tokens,
+        "meta_tokens": None if steps is None else once.meta_tokens + steps * cost.meta_tokens,
+        "flops": flops,
+        "hours": None if flops is None or speed is None else flops / speed / 3600,
         "seconds": budget.seconds,
         "epochs": None if steps is None else steps * recipe.run.batch_size / max(windows, 1),
         "corpus": dataset.describe(),
