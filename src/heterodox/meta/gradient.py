@@ -107,7 +107,7 @@ def meta_gradient(
             case "turn":
                 end = state
                 val_loss, adjoint = _validate(problem, end, validation)
-                walk.norms.append(adjoint.weights.norm())
+                walk.norms[0] = adjoint.weights.norm()
             case "restore":
                 state = stored[step]
             case "drop":
@@ -119,10 +119,10 @@ def meta_gradient(
     found = MetaGradient(
         val_loss,
         walk.grads,
-        [walk.weight_grads[step] for step in range(len(batches))],
-        [walk.losses[step] for step in range(len(batches))],
-        [walk.weights[step] for step in range(len(batches))],
-        torch.stack(walk.norms),
+        walk.weight_grads,
+        walk.losses,
+        walk.weights,
+        walk.norms,
         end,
         walk.num_advances,
     )
@@ -132,7 +132,11 @@ def meta_gradient(
 
 
 class _Walk:
-    """Steps forwards and backwards over the batches, and what they leave."""
+    """Steps forwards and backwards over the batches, and what they leave.
+
+    What is kept of each step lies in rows that are made beforehand: small tensors that stay, made between large ones
+    that go, would keep the allocator from using the large ones' place again, and memory would grow with every step.
+    """
 
     def __init__(
         self,
@@ -145,10 +149,12 @@ class _Walk:
     ) -> None:
         self.problem, self.batches, self.weighting = problem, batches, weighting
         self.parameters, self.update, self.clip_norm = parameters, update, clip_norm
-        self.weights: dict[int, Tensor] = {}
-        self.losses: dict[int, Tensor] = {}
-        self.weight_grads: dict[int, Tensor] = {}
-        self.norms: list[Tensor] = []
+        like, counts = problem.parameters[0].detach(), [num_examples(batch) for batch in batches]
+        self.weights, self.losses, self.weight_grads = (
+            list(like.new_zeros(sum(counts)).split(counts)) for _ in range(3)
+        )
+        self.weighed = [False] * len(batches)
+        self.norms = like.new_zeros(len(batches) + 1)
         self.grads = [torch.zeros_like(parameter) for parameter in parameters]
         self.num_advances = 0
         self.recorded: dict[int, Recorded] = {}
@@ -156,16 +162,18 @@ class _Walk:
     def advance(self, state: InnerState, step: int, *, keep: bool) -> InnerState:
         """One training step, whose graph is kept or not. The weights of a step are computed the first time only."""
         batch = self.batches[step]
-        if step not in self.weights:
+        if not self.weighed[step]:
             with torch.no_grad():
-                self.weights[step] = self.weighting(batch)
+                self.weights[step].copy_(self.weighting(batch))
+            self.weighed[step] = True
         self.num_advances += 1
         if keep:
             found = self.recorded[step] = self.problem.record(state.weights, batch, self.weights[step], state.step)
-            gradient, self.losses[step] = found.gradient(), found.losses
+            gradient, losses = found.gradient(), found.losses
         else:
             self.problem.move_to(state.weights)
-            gradient, self.losses[step] = self.problem.gradient(batch, self.weights[step], state.step)
+            gradient, losses = self.problem.gradient(batch, self.weights[step], state.step)
+        self.losses[step].copy_(losses)
         return self.update.take(state, clip(gradient, self.clip_norm))
 
     def reverse(self, state: InnerState, step: int, adjoint: Adjoint) -> Adjoint:
@@ -182,10 +190,10 @@ class _Walk:
         else:
             self.problem.move_to(state.weights)
             curvature, slope = self.problem.second_order(batch, self.weights[step], state.step, direction_of)
-        self.weight_grads[step] = slope
+        self.weight_grads[step].copy_(slope)
         self._add_to_grads(batch, slope)
         weights = before.weights + curvature
-        self.norms.append(weights.norm())
+        self.norms[len(self.batches) - step] = weights.norm()
         return Adjoint(weights, before.moments)
 
     def _add_to_grads(self, batch: Any, slope: Float[Tensor, " batch"]) -> None:

@@ -131,7 +131,7 @@ class WeightedLoss(Generic[B]):
             return self._record(losses, leaves, weights, len(weights))
 
     def _record(self, losses: Tensor, leaves: list[Any], weights: Tensor, count: int) -> Recorded:
-        leaf = weights.detach().requires_grad_()
+        leaf = weights.detach().clone().requires_grad_()  # the caller's may change before the graph is used
         loss = (losses @ leaf) / count
         gradients = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
         return Recorded(leaves, leaf, gradients, losses.detach())
