@@ -237,12 +237,13 @@ def check(overrides: Overrides = None, as_json: AsJson = False) -> None:
 def plan(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
     overrides: Overrides = None,
+    speed: Annotated[float | None, typer.Option(min=1, help="FLOPs per second, to tell hours.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Parameters, memory, FLOPs and tokens of a recipe. Trains nothing."""
+    """Parameters, memory, FLOPs and tokens of a recipe, with --speed hours. Trains nothing."""
     from heterodox.log.console import plan_table
     from heterodox.recipe import load_recipe
     from heterodox.run.plan import plan as plan_recipe
 
-    answer = plan_recipe(load_recipe(recipe, overrides or ()))
+    answer = plan_recipe(load_recipe(recipe, overrides or ()), speed)
     show(answer, plan_table(answer), as_json)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from heterodox.core.protocols import LanguageModel, Objective, Update
-from heterodox.core.types import Batch, Cost, UpdateReport
+from heterodox.core.types import Batch, Cost, Diagnosis, UpdateReport
 
 
 @runtime_checkable
@@ -38,6 +38,19 @@ class Uneven(Protocol):
 
     def step_flops(self, model: LanguageModel, batch: Batch, step: int) -> int:
         """FLOPs of the signal of step number `step`, counted from 0, on a batch of this shape."""
+        ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A rating that does something of its own before the first step, which `Costly.cost` then charges."""
+
+    def upfront(self) -> Cost:
+        """What is yet to be done costs this rank; works on fake tensors."""
+        ...
+
+    def diagnose(self) -> Diagnosis:
+        """What went wrong in it; told once."""
         ...
 
 

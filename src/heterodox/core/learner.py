@@ -1,7 +1,7 @@
 """What the trainer asks of a learner."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Origin, 
 
 @dataclass(frozen=True)
 class Foretold:
-    """What a step will cost, bytes by what they are for, and how many parameters learn.
+    """What a step will cost, bytes by what they are for, how many parameters learn, and what is paid once, at first.
 
     Where steps differ, `later_flops` gives the FLOPs of any one of them by its number, counted from 0.
     """
@@ -22,6 +22,7 @@ class Foretold:
     cost: Cost
     memory_bytes: dict[str, int]
     trained_parameters: int
+    once: Cost = field(default_factory=Cost)
     later_flops: Callable[[int], int] | None = None
 
     def flops(self, step: int) -> int:

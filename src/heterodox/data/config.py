@@ -74,6 +74,12 @@ class DataConfig(Config):
             given["corpus"] = _as_file(given.get("corpus", {}), path)
         return given
 
+    @model_validator(mode="after")
+    def _one_choice_of_examples(self) -> "DataConfig":
+        if self.filter is not None and self.corruption is not None and self.corruption.keep == "clean":
+            raise ValueError("corruption.keep clean and filter both choose the examples of train; leave one out")
+        return self
+
     def build(self) -> Dataset:
         """Read, split and tokenize the corpus; the tokens come from the cache if they are there.
 
@@ -91,21 +97,15 @@ class DataConfig(Config):
             tokens = {name: tokenizer.encode(text).astype(dtype) for name, text in texts.items()}
             return Tokenized(tokenizer, tokens, {name: len(text.encode()) for name, text in texts.items()})
 
-        identity = {
-            "corpus": gathered.sha256,
-            "tokenizer": self.tokenizer.identity(),
-            "splits": fractions,
-            "separator": self.separator,
-        }
+        cut = {"splits": fractions, "separator": self.separator}
+        identity = {"corpus": gathered.sha256, "tokenizer": self.tokenizer.identity(), **cut}
         stored = cached(cache_root(self.cache), identity, tokenize)
         splits = {name: Split(name, stored.tokens[name], stored.num_bytes[name]) for name in fractions}
         symbolwise = self.corruption is None and all(len(split.tokens) == split.num_bytes for split in splits.values())
         noise = None if self.corruption is None else Planted(self.corruption, splits["train"])
         if noise is not None:
             splits["train"] = noise.apply(splits["train"])
-        if self.filter is not None:
-            splits["train"] = self.filter.apply(splits["train"], gathered.sha256, stored.tokenizer.fingerprint)
-        return Dataset(
+        dataset = Dataset(
             corpus.title,
             stored.tokenizer,
             splits,
@@ -113,7 +113,11 @@ class DataConfig(Config):
             len(gathered.texts),
             corpus.entropies() if symbolwise else None,
             noise,
+            cut,
         )
+        if self.filter is not None:
+            dataset.splits["train"] = self.filter.apply(dataset)
+        return dataset
 
 
 def _as_file(corpus: Any, path: Any) -> Any:

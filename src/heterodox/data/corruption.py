@@ -13,7 +13,7 @@ What is drawn depends on the corruption's own seed and on the split, never on th
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int, UInt
@@ -102,6 +102,10 @@ class Planted:
     @property
     def kinds(self) -> tuple[str, ...]:
         return self.corruption.kinds
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.corruption.model_dump(mode="json", exclude={"keep"})
 
     def apply(self, split: Split) -> Split:
         return self.corruption.apply(split, self.source)

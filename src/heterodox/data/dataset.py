@@ -50,6 +50,11 @@ class Noise(Protocol):
     @property
     def kinds(self) -> tuple[str, ...]: ...
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides which tokens are noise, as plain JSON data."""
+        ...
+
     def apply(self, split: Split) -> Split: ...
 
 
@@ -57,7 +62,8 @@ class Dataset:
     """What a run trains and is measured on.
 
     `splits` are keyed by name, `corpus_sha256` covers the corpus' text (documents and their boundaries), and
-    `entropies` are the source's exact h_0 … h_k in nats per token where they are known.
+    `entropies` are the source's exact h_0 … h_k in nats per token where they are known. `cut` says how the splits came
+    to be, as plain JSON data.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class Dataset:
         num_documents: int,
         entropies: list[float] | None = None,
         noise: "Noise | None" = None,
+        cut: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
@@ -77,6 +84,18 @@ class Dataset:
         self.num_documents = num_documents
         self.entropies = entropies
         self.noise = noise
+        self.cut = dict(cut or {})
+
+    def identify(self, split: Split) -> dict[str, Any]:
+        """All that decides which tokens `split` holds, as plain JSON data: examples are the same only if this is."""
+        noise = None if self.noise is None or split.labels is None else self.noise.settings
+        return {
+            "corpus_sha256": self.corpus_sha256,
+            "tokenizer_sha256": self.tokenizer.fingerprint,
+            "split": split.name,
+            **self.cut,
+            "corruption": noise,
+        }
 
     def noisy(self, split: str) -> Split | None:
         """`split` with noise of the kind and share that `train` has, and its labels; None if `train` has none."""

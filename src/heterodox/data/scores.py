@@ -1,23 +1,25 @@
 """Scores of examples in a parquet file, and training on the best of them.
 
 A file has a row per example: `example_id`, its number among the windows of its split, and unless it is a mere index its
-`score`, higher is better. What the numbers mean, the file's own metadata says: split, context, corpus and tokenizer.
+`score`, higher is better. What the numbers mean, the file's own metadata says: all that makes the examples, which is
+corpus, tokenizer, split and how it was cut, planted noise, and context. What it does not say is not checked.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from pydantic import Field
 
 from heterodox.core.config import Config
 from heterodox.core.errors import CorpusError
-from heterodox.data.dataset import Examples, Split
+from heterodox.data.dataset import Dataset, Examples, Split
 
 KEY = b"heterodox"
 
@@ -28,28 +30,31 @@ class Filtered(Config):
     scores: Path = Field(description="parquet file with example_id and score, or example_id alone")
     keep: float = Field(1.0, gt=0, le=1, description="share of its rows, the best")
 
-    def apply(self, split: Split, corpus_sha256: str, tokenizer_sha256: str) -> Split:
-        """`split` with these examples alone. Raises `CorpusError` for a file of other examples."""
+    def apply(self, dataset: Dataset) -> Split:
+        """`train` with these examples alone. Raises `CorpusError` for a file of other examples."""
+        split = dataset.splits["train"]
         ids, scores, about = read_scores(self.scores)
-        wanted = {"corpus_sha256": corpus_sha256, "tokenizer_sha256": tokenizer_sha256, "split": split.name}
-        for key, value in wanted.items():
-            if about.get(key) not in (None, value):
+        for key, here in dataset.identify(split).items():
+            if key in about and about[key] != here:
                 raise CorpusError(
-                    f"{self.scores} holds scores of another {key.removesuffix('_sha256')} "
-                    f"({str(about[key])[:12]}, here {value[:12]}); score this one"
+                    f"{self.scores} holds scores of another {_difference(key, about[key], here)}; score this one"
                 )
-        context = int(about["context"]) if "context" in about else None
         if scores is None and self.keep < 1:
             raise CorpusError(f"{self.scores} has no column score, so its best {self.keep:g} are unknown; keep 1")
         chosen = ids if scores is None else best(ids, scores, self.keep)
-        return Split(
-            split.name,
-            split.tokens,
-            split.num_bytes,
-            Examples(np.sort(chosen), context),
-            split.labels,
-            split.label_window,
-        )
+        return replace(split, examples=Examples(np.sort(chosen), about.get("context")))
+
+
+def _difference(key: str, found: Any, here: Any) -> str:
+    """`corruption.seed (0, here 1)`: the first thing in which two settings differ."""
+    if isinstance(found, dict) and isinstance(here, dict):
+        name = next(name for name in (*here, *found) if found.get(name) != here.get(name))
+        return _difference(f"{key}.{name}", found.get(name), here.get(name))
+    name = key.removesuffix("_sha256")
+    if name != key:
+        found, here = str(found)[:12], str(here)[:12]
+    said = [value if isinstance(value, str) and name != "separator" else json.dumps(value) for value in (found, here)]
+    return f"{name} ({said[0]}, here {said[1]})".replace("null", "none")
 
 
 def best(
@@ -85,17 +90,16 @@ def read_scores(
 ) -> tuple[Int[np.ndarray, " examples"], Float[np.ndarray, " examples"] | None, dict[str, Any]]:
     """Ids, scores if there are any, and metadata.
 
-    Raises `CorpusError` for a file that is missing or no parquet, without ids, or with one twice, negative or unscored.
+    Raises `CorpusError` for a file that is missing or no parquet, without ids, or with one twice, negative or unscored,
+    and for columns or metadata of another kind.
     """
     try:
-        table = pyarrow.parquet.read_table(path.expanduser())
+        table = pyarrow.parquet.ParquetFile(path.expanduser()).read()
     except FileNotFoundError:
         raise CorpusError(f"there is no file {path}; check data.filter.scores") from None
     except (OSError, pyarrow.ArrowException) as error:
         raise CorpusError(f"{path} is not a parquet file: {' '.join(str(error).split())}") from None
-    if "example_id" not in table.column_names or not pyarrow.types.is_integer(table["example_id"].type):
-        raise CorpusError(f"{path} has no column example_id of whole numbers; its columns: {table.column_names}")
-    ids = table["example_id"].to_numpy().astype(np.int64)
+    ids = _column(path, table, "example_id", pyarrow.types.is_integer, "whole numbers").astype(np.int64)
     if not len(ids):
         raise CorpusError(f"{path} holds no example")
     values, counts = np.unique(ids, return_counts=True)
@@ -105,8 +109,39 @@ def read_scores(
         raise CorpusError(f"{path} has example_id {values[0]}, expected 0 or more")
     scores = None
     if "score" in table.column_names:
-        scores = table["score"].to_numpy().astype(np.float64)
+        scores = _column(path, table, "score", _is_number, "numbers").astype(np.float64)
         if not np.isfinite(scores).all():
             raise CorpusError(f"{path} has no score for example_id {ids[~np.isfinite(scores)][0]}")
-    about = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
-    return ids, scores, about
+    return ids, scores, _metadata(path, table)
+
+
+def _is_number(kind: pyarrow.DataType) -> bool:
+    return pyarrow.types.is_floating(kind) or pyarrow.types.is_integer(kind)
+
+
+def _column(
+    path: Path, table: pyarrow.Table, name: str, fits: Callable[[pyarrow.DataType], bool], what: str
+) -> Shaped[np.ndarray, " examples"]:
+    """A column without gaps."""
+    if table.column_names.count(name) != 1:
+        raise CorpusError(
+            f"{path} has {table.column_names.count(name)} columns {name}, expected one; its columns: "
+            f"{', '.join(table.column_names) or 'none'}"
+        )
+    column = table[name]
+    if not fits(column.type):
+        raise CorpusError(f"{path} has a column {name} of {column.type}, expected {what}")
+    if column.null_count:
+        raise CorpusError(f"{path} has {column.null_count} rows without {name}, expected {what} in all of them")
+    return column.to_numpy()
+
+
+def _metadata(path: Path, table: pyarrow.Table) -> dict[str, Any]:
+    text = (table.schema.metadata or {}).get(KEY, b"{}")
+    try:
+        about = json.loads(text)
+    except ValueError:
+        about = None
+    if not isinstance(about, dict) or not isinstance(about.get("context", 1), int):
+        raise CorpusError(f"{path} says in its metadata {text[:60]!r}, which no score file of ours does; score again")
+    return about

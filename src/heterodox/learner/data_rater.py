@@ -29,10 +29,11 @@ from heterodox.core.services import Services
 from heterodox.core.state import Tree
 from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Limit, Origin, StepReport
 from heterodox.meta.auc import auc_by_kind
-from heterodox.meta.cost import round_cost, step_cost, stored_bytes
+from heterodox.meta.cost import stored_bytes, training_cost
 from heterodox.meta.options import MetaOptions, surrogates
+from heterodox.meta.population import check_population
 from heterodox.meta.steps import InnerAdamW, InnerSGD, InnerUpdate
-from heterodox.meta.trainer import EXPLODED, MetaTrainer
+from heterodox.meta.trainer import MetaTrainer, explosion
 from heterodox.update import SGD, AdamW
 
 EXPLODING = (
@@ -74,6 +75,7 @@ class DataRater:
         self.inner = inner_update(update, model, eps_root=options.eps_root, warmup=options.inner_warmup)
 
     def connect(self, services: Services) -> None:
+        check_population(self.options, services, "learner")
         self.trainer = MetaTrainer(self.options, services, self.objective, self.inner)
 
     @property
@@ -90,7 +92,7 @@ class DataRater:
         self.trainer.services.comm.mean_(list(described.values()))
         cost = found.cost + Cost(flops=self.trainer.scoring_flops(batch))
         report = StepReport(found.loss, found.grad_norm, cost, found.metrics | described)
-        if "adjoint_growth" in found.metrics and self.trainer.learns:
+        if "adjoint_growth" in found.metrics and self.options.asks and self.options.moves:
             report.limits["adjoint_growth"] = Limit(torch.finfo(found.loss.dtype).max, EXPLODING)
         return report
 
@@ -133,9 +135,7 @@ class DataRater:
         options, trainer, state = self.options, self.trainer, self._first_state()
         members = len(trainer.population.mine)
         plain = options.inner_steps - options.backprop_steps
-        total = round_cost(options, self.model, trainer.rater, members)
-        for _ in range(plain):
-            total += step_cost(options, self.model, trainer.rater, members)
+        total = training_cost(options, 1, self.model, trainer.rater, members)
         steps, scoring = plain + 1, trainer.scoring_flops(batch)
         cost = Cost(total.tokens // steps, total.meta_tokens // steps, total.flops // steps + scoring)
         vector, rater = state.weights.nbytes, trainer.average.nbytes
@@ -156,13 +156,8 @@ class DataRater:
             found = auc_by_kind(scores, labels, examples[0].kinds)
             values = {f"auc_{kind}": value for kind, value in found.items()}
         growth, self.trainer.growth = self.trainer.growth, 1.0
-        if growth <= EXPLODED:
-            return Diagnosis(values)
-        text = (
-            f"the adjoint grew {growth:.3g} times along a window of {self.options.backprop_steps} steps: the "
-            "meta-gradient is that of a chaotic run; shorten backprop_steps or lower update.lr"
-        )
-        return Diagnosis(values, [text])
+        remedy = "shorten learner.backprop_steps or lower update.lr"
+        return Diagnosis(values, explosion(growth, self.options.backprop_steps, remedy).warnings)
 
     def scores(self, batch: Batch) -> Float[Tensor, " batch"]:
         """By the averaged rater."""

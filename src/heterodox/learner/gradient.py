@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +14,15 @@ from torch.nn.utils import get_total_norm
 
 from heterodox.core import config
 from heterodox.core.comm import Comm
-from heterodox.core.extensions import Costly, EvolvingObjective, Remarking, Selecting, StructuralUpdate, Uneven
+from heterodox.core.extensions import (
+    Costly,
+    EvolvingObjective,
+    Preparing,
+    Remarking,
+    Selecting,
+    StructuralUpdate,
+    Uneven,
+)
 from heterodox.core.learner import Foretold
 from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
 from heterodox.core.state import Tree, map_tensors, split
@@ -190,13 +199,15 @@ class Gradient:
             "activations": held,
         }
         rating, trained = self._cost_of_rating(drawn), sum(g.numel() for g in grads.values())
+        once = self.rating.upfront() if isinstance(self.rating, Preparing) else Cost()
+        foretold = Foretold(signal.cost + rating, sizes, trained, once)
         if not isinstance(self.credit, Uneven):
-            return Foretold(signal.cost + rating, sizes, trained)
+            return foretold
         of_signal = partial(self.credit.step_flops, self.model, batch)
-        return Foretold(signal.cost + rating, sizes, trained, lambda step: of_signal(step) + rating.flops)
+        return replace(foretold, later_flops=lambda step: of_signal(step) + rating.flops)
 
     def examine(self, examples: Sequence[LabelledBatch]) -> Diagnosis:
-        return Diagnosis()
+        return self.rating.diagnose() if isinstance(self.rating, Preparing) else Diagnosis()
 
     def _compare(
         self, signal: Signal, batch: Batch, weights: Tensor, dropout_seed: int | None

@@ -171,9 +171,13 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
         table.add_row(f"memory: {name.replace('_', ' ')}", units.size(amount))
     table.add_row("FLOPs per step", units.count(plan["per_step"]["flops"]))
     table.add_row("tokens per step", f"{plan['per_step']['tokens']:,}")
+    if plan["once"]["flops"]:
+        table.add_row("FLOPs before the first step", units.count(plan["once"]["flops"]))
     for key in ("steps", "tokens", "meta_tokens"):
         table.add_row(key.replace("_", " "), "" if plan[key] is None else f"{plan[key]:,}")
     table.add_row("FLOPs", units.count(plan["flops"]))
+    if plan["hours"] is not None:
+        table.add_row("hours", units.number(plan["hours"], 3))
     table.add_row("epochs of the train split", units.number(plan["epochs"], 2))
     return table
 

@@ -38,8 +38,10 @@ def round_cost(options: MetaOptions, model: LanguageModel, rater: Rater, members
     flops = (advances + window * pieces - kept) * inner.with_backward + window * CURVATURE * inner.total
     flops += window * _weighing(options, rater, size, context)
     scoring = rater.forward_flops(size, context)
-    learns = options.control in (None, "shuffled")
-    flops += window * learns * scoring.with_backward
+    if options.control == "detached":  # weights are computed again for the way back, which leads nowhere
+        flops += window * scoring.total
+    elif options.asks:
+        flops += window * scoring.with_backward
     flops += ((options.control == "auxiliary") + bool(options.weighting.entropy)) * scoring.with_backward
     validation = model.forward_flops(options.val_batch_size, context).with_backward
     flops += options.val_batches * validation
@@ -49,6 +51,17 @@ def round_cost(options: MetaOptions, model: LanguageModel, rater: Rater, members
         meta_tokens=tokens * options.val_batches * options.val_batch_size,
         flops=members * flops,
     )
+
+
+def training_cost(options: MetaOptions, rounds: int, model: LanguageModel, rater: Rater, members: int) -> Cost:
+    """Of so many rounds from their beginning to their end, of so many inner models."""
+    total = Cost()
+    plain, window = step_cost(options, model, rater, members), round_cost(options, model, rater, members)
+    for _ in range(rounds):
+        total += window
+        for _ in range(options.inner_steps - options.backprop_steps):
+            total += plain
+    return total
 
 
 def _weighing(options: MetaOptions, rater: Rater, size: int, context: int) -> int:

@@ -10,9 +10,12 @@ CHAOTIC = (
 
 
 def why_not_finite(
-    val_loss: Float[Tensor, ""], losses: list[Tensor], adjoint_norms: Float[Tensor, " steps"], derivatives: list[Tensor]
+    val_loss: Float[Tensor, ""],
+    losses: list[Tensor],
+    adjoint_norms: Float[Tensor, " steps_and_end"],
+    derivatives: list[Tensor],
 ) -> str | None:
-    """One sentence, or None if all of the derivatives are finite; `adjoint_norms` are the last step's first."""
+    """One sentence, or None if all of the derivatives are finite; `adjoint_norms[k]` is k steps before the end."""
     if all(derivative.isfinite().all() for derivative in derivatives):
         return None
     found = "the meta-gradient is not finite: "

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from heterodox.meta.finite import why_not_finite
-from heterodox.meta.problem import Losses, Recorded, WeightedLoss, num_examples
+from heterodox.meta.problem import Losses, Recorded, WeightedLoss, has_dropout, num_examples
 from heterodox.meta.schedule import Schedule, moves, recorded
 from heterodox.meta.steps import Adjoint, Flat, InnerState, InnerUpdate, clip, pull_clip
 
@@ -36,7 +36,8 @@ class MetaGradient:
 
     `grads` are the derivatives of `val_loss` in the given parameters of the weighting, in their order, and
     `weight_grads` those in the weights themselves, step by step. `losses` are the examples' in each step, `weights`
-    theirs. `adjoint_norms` holds ‖λ_θ‖ behind each step, the last first. `state` is the one behind the last step.
+    theirs. `adjoint_norms` holds ‖λ_θ‖ on the way back: at the end, then before each step, the last step first; entry k
+    is the one k steps before the end. `state` is the one behind the last step.
     """
 
     val_loss: Float[Tensor, ""]
@@ -44,7 +45,7 @@ class MetaGradient:
     weight_grads: list[Tensor]
     losses: list[Tensor]
     weights: list[Tensor]
-    adjoint_norms: Float[Tensor, " steps"]
+    adjoint_norms: Float[Tensor, " steps_and_end"]
     state: InnerState
     num_advances: int
     """Steps taken forwards, those taken again included."""
@@ -76,9 +77,12 @@ def meta_gradient(
     or else afresh at the model's weights, and gradients are clipped to `clip_norm`. `schedule` says which states are
     kept (`slots`: how many, for `binomial`), `graphs` of how many steps at a time the gradient's graph is kept between
     going over them and coming back, which saves computing it again, and `micro_batch` how many examples go through the
-    model at a time (no graph is then kept); none of them changes the result. `seed` makes dropout repeatable.
+    model at a time (no graph is then kept); none of them changes the result. A model with dropout needs a `seed`, from
+    which each step has masks of its own: a step taken again is then the same step (with a `micro_batch`, each part of
+    the batch is masked by itself, so other masks are drawn than without).
 
-    Raises `FloatingPointError`, which says why, where a derivative is not finite; without `check` it is returned.
+    Raises `FloatingPointError`, which says why, where a derivative is not finite (without `check` it is returned), and
+    `ValueError` for dropout without a seed.
     The model ends with the trained weights, `state.weights`, and in the mode in which it came. Buffers are not tracked:
     a model whose forward pass changes them has no exact meta-gradient here.
     """
@@ -86,6 +90,8 @@ def meta_gradient(
         parameters = list(weighting.parameters()) if isinstance(weighting, nn.Module) else []
     if not validation:
         raise ValueError("no validation batch: there is nothing to differentiate")
+    if seed is None and model.training and has_dropout(model):
+        raise ValueError("the model has dropout, and without a seed a step taken again would not be the same step")
     problem = WeightedLoss(model, losses, micro_batch=micro_batch, seed=seed)
     walk = _Walk(problem, batches, weighting, list(parameters), update, clip_norm)
     state, adjoint, stored = start or update.begin(problem.weights()), None, {}
@@ -101,6 +107,7 @@ def meta_gradient(
             case "turn":
                 end = state
                 val_loss, adjoint = _validate(problem, end, validation)
+                walk.norms[0] = adjoint.weights.norm()
             case "restore":
                 state = stored[step]
             case "drop":
@@ -112,10 +119,10 @@ def meta_gradient(
     found = MetaGradient(
         val_loss,
         walk.grads,
-        [walk.weight_grads[step] for step in range(len(batches))],
-        [walk.losses[step] for step in range(len(batches))],
-        [walk.weights[step] for step in range(len(batches))],
-        torch.stack(walk.norms),
+        walk.weight_grads,
+        walk.losses,
+        walk.weights,
+        walk.norms,
         end,
         walk.num_advances,
     )
@@ -125,7 +132,11 @@ def meta_gradient(
 
 
 class _Walk:
-    """Steps forwards and backwards over the batches, and what they leave."""
+    """Steps forwards and backwards over the batches, and what they leave.
+
+    What is kept of each step lies in rows that are made beforehand: small tensors that stay, made between large ones
+    that go, would keep the allocator from using the large ones' place again, and memory would grow with every step.
+    """
 
     def __init__(
         self,
@@ -138,10 +149,12 @@ class _Walk:
     ) -> None:
         self.problem, self.batches, self.weighting = problem, batches, weighting
         self.parameters, self.update, self.clip_norm = parameters, update, clip_norm
-        self.weights: dict[int, Tensor] = {}
-        self.losses: dict[int, Tensor] = {}
-        self.weight_grads: dict[int, Tensor] = {}
-        self.norms: list[Tensor] = []
+        like, counts = problem.parameters[0].detach(), [num_examples(batch) for batch in batches]
+        self.weights, self.losses, self.weight_grads = (
+            list(like.new_zeros(sum(counts)).split(counts)) for _ in range(3)
+        )
+        self.weighed = [False] * len(batches)
+        self.norms = like.new_zeros(len(batches) + 1)
         self.grads = [torch.zeros_like(parameter) for parameter in parameters]
         self.num_advances = 0
         self.recorded: dict[int, Recorded] = {}
@@ -149,21 +162,22 @@ class _Walk:
     def advance(self, state: InnerState, step: int, *, keep: bool) -> InnerState:
         """One training step, whose graph is kept or not. The weights of a step are computed the first time only."""
         batch = self.batches[step]
-        if step not in self.weights:
+        if not self.weighed[step]:
             with torch.no_grad():
-                self.weights[step] = self.weighting(batch)
+                self.weights[step].copy_(self.weighting(batch))
+            self.weighed[step] = True
         self.num_advances += 1
         if keep:
             found = self.recorded[step] = self.problem.record(state.weights, batch, self.weights[step], state.step)
-            gradient, self.losses[step] = found.gradient(), found.losses
+            gradient, losses = found.gradient(), found.losses
         else:
             self.problem.move_to(state.weights)
-            gradient, self.losses[step] = self.problem.gradient(batch, self.weights[step], state.step)
+            gradient, losses = self.problem.gradient(batch, self.weights[step], state.step)
+        self.losses[step].copy_(losses)
         return self.update.take(state, clip(gradient, self.clip_norm))
 
     def reverse(self, state: InnerState, step: int, adjoint: Adjoint) -> Adjoint:
         """The adjoint before the step, from that behind it; φ's share of the step is added to `grads`."""
-        self.norms.append(adjoint.weights.norm())
         batch, before = self.batches[step], adjoint
 
         def direction_of(gradient: Flat) -> Flat:
@@ -176,9 +190,11 @@ class _Walk:
         else:
             self.problem.move_to(state.weights)
             curvature, slope = self.problem.second_order(batch, self.weights[step], state.step, direction_of)
-        self.weight_grads[step] = slope
+        self.weight_grads[step].copy_(slope)
         self._add_to_grads(batch, slope)
-        return Adjoint(before.weights + curvature, before.moments)
+        weights = before.weights + curvature
+        self.norms[len(self.batches) - step] = weights.norm()
+        return Adjoint(weights, before.moments)
 
     def _add_to_grads(self, batch: Any, slope: Float[Tensor, " batch"]) -> None:
         if not self.parameters:

@@ -34,6 +34,12 @@ def surrogates(model: Any, who: str) -> list[str]:
     ]
 
 
+LOW, HIGH = 0.05, 1.0
+"""Bounds of sigmoid weights."""
+LIFETIME = 500
+"""Steps of a persistent inner model."""
+
+
 class RaterOptions(Config):
     """The encoder: what it sees of an example, and its size."""
 
@@ -62,15 +68,25 @@ class WeightingOptions(Config):
         "softmax", description="of each score by itself, or over the whole batch (times its size)"
     )
     temperature: float = Field(1.0, gt=0, description="scores are divided by it")
-    low: float = Field(0.05, ge=0, lt=1, description="sigmoid: no weight is lower")
-    high: float = Field(1.0, gt=0, le=1, description="sigmoid: no weight is higher")
+    low: float | None = Field(None, ge=0, lt=1, description=f"sigmoid: no weight is lower; default: {LOW:g}")
+    high: float | None = Field(None, gt=0, le=1, description=f"sigmoid: no weight is higher; default: {HIGH:g}")
     entropy: float = Field(0.0, ge=0, description="penalty on weights of low entropy, which keeps scores apart from 0")
 
     @model_validator(mode="after")
-    def _low_is_below_high(self) -> "WeightingOptions":
-        if self.low >= self.high:
-            raise ValueError(f"weighting.low {self.low:g} is not below weighting.high {self.high:g}")
+    def _bounds_are_in_order(self) -> "WeightingOptions":
+        if self.kind == "softmax":
+            for option in ("low", "high"):
+                if getattr(self, option) is not None:
+                    raise ValueError(f"{option} is for sigmoid weights only, and weighting.kind is softmax")
+        low, high = self.bounds
+        if low >= high:
+            raise ValueError(f"weighting.low {low:g} is not below weighting.high {high:g}")
         return self
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which sigmoid weights are clamped."""
+        return LOW if self.low is None else self.low, HIGH if self.high is None else self.high
 
 
 class MetaOptions(Config):
@@ -82,7 +98,9 @@ class MetaOptions(Config):
     reset: Literal["staggered", "fresh"] = Field(
         "staggered", description="persistent inner models that start anew in turn, or new ones in every round"
     )
-    lifetime: int = Field(500, ge=1, description="staggered: steps after which an inner model starts anew")
+    lifetime: int | None = Field(
+        None, ge=1, description=f"staggered: steps after which an inner model starts anew; default: {LIFETIME}"
+    )
     inner_steps: int = Field(2, ge=1, description="training steps of each inner model in a round")
     backprop_steps: int = Field(2, ge=1, description="the last of them, which the meta-gradient goes through")
     batch_size: int = Field(32, ge=1, description="examples in an inner step")
@@ -112,8 +130,33 @@ class MetaOptions(Config):
             raise ValueError("softmax weights over a batch of one example are always 1; raise batch_size")
         if self.slots is not None and self.schedule != "binomial":
             raise ValueError(f"slots are for the schedule binomial, but it is {self.schedule}")
-        if self.reset == "staggered" and self.lifetime < self.inner_steps:
+        if self.micro_batch is not None and self.graphs > 1:
+            raise ValueError(f"micro_batch keeps no graph for the way back, but graphs is {self.graphs}; leave one out")
+        if self.reset == "fresh" and self.lifetime is not None:
+            raise ValueError(f"lifetime {self.lifetime} is for the reset staggered only; fresh ones live for a round")
+        life, inner = self.steps_of_life, self.inner_steps
+        if self.reset == "staggered" and life < inner:
+            raise ValueError(f"a lifetime of {life} steps is shorter than the {inner} inner_steps of a round")
+        if self.control == "auxiliary" and self.batch_size == 1:
+            raise ValueError("control auxiliary compares the losses of a batch, and batch_size is 1; raise it")
+        if not self.moves and self.weighting.entropy:
             raise ValueError(
-                f"a lifetime of {self.lifetime} steps is shorter than the {self.inner_steps} inner_steps of a round"
+                f"under control {self.control} the rater stays as it was drawn, but weighting.entropy "
+                f"{self.weighting.entropy:g} would move it; leave one out"
             )
         return self
+
+    @property
+    def steps_of_life(self) -> int:
+        """Of a persistent inner model, before it starts anew."""
+        return LIFETIME if self.lifetime is None else self.lifetime
+
+    @property
+    def asks(self) -> bool:
+        """Whether the meta-gradient is asked for; under `detached` it is, and must be zero."""
+        return self.control in (None, "shuffled", "detached")
+
+    @property
+    def moves(self) -> bool:
+        """Whether the rater may move at all."""
+        return self.control in (None, "shuffled", "auxiliary")

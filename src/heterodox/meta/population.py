@@ -12,7 +12,7 @@ from heterodox.core.services import Batches, LearnableSplit, Services
 from heterodox.core.state import Tree
 from heterodox.core.types import Batch
 from heterodox.meta.options import MetaOptions
-from heterodox.meta.problem import Losses, WeightedLoss
+from heterodox.meta.problem import Losses, WeightedLoss, has_dropout
 from heterodox.meta.steps import InnerState, InnerUpdate
 from heterodox.model import GPT
 
@@ -25,17 +25,14 @@ class Population:
     """
 
     def __init__(self, options: MetaOptions, services: Services, losses: Losses, update: InnerUpdate) -> None:
-        size, ranks = options.population, services.comm.world_size
-        if size % ranks:
-            raise RecipeError(f"a population of {size} inner models cannot be divided among {ranks} ranks")
-        share = size // ranks
+        size = options.population
+        share = size // services.comm.world_size
         self.options, self.services, self.update = options, services, update
         self.mine = range(services.comm.rank * share, (services.comm.rank + 1) * share)
         model = duplicate(services.model)
         self.problem = WeightedLoss(model, losses, micro_batch=options.micro_batch)
         self.train = {k: self._open("train", options.batch_size, k) for k in self.mine}
         self.meta = {k: self._open("meta", options.val_batch_size, k) for k in self.mine}
-        self._check_meta_split()
         self.left = [self._lifetime(k) for k in range(size)]
         self.generation = [0] * size
         self.states = {k: update.begin(self._initial_weights(k)) for k in self.mine}
@@ -45,7 +42,7 @@ class Population:
         for k in range(self.options.population):
             if self.options.reset == "fresh" or self.left[k] <= 0:
                 self.generation[k] += 1
-                self.left[k] = self.options.lifetime
+                self.left[k] = self.options.steps_of_life
                 if k in self.states:
                     self.states[k] = self.update.begin(self._initial_weights(k))
 
@@ -96,26 +93,18 @@ class Population:
         return self.services.comm.gather(steps).tolist()
 
     def _open(self, split: LearnableSplit, batch_size: int, k: int) -> Batches:
-        return self.services.supply(split, batch_size, f"inner-{k}", whole=True)
-
-    def _check_meta_split(self) -> None:
-        asked = self.options.val_batches * self.options.val_batch_size
-        there = self.meta[self.mine[0]].examples_per_epoch
-        if there < asked:
-            raise RecipeError(
-                f"the meta split has {there} examples, but learner.val_batches and val_batch_size ask for {asked} in a "
-                "round; give it a larger share in data.splits, or ask for fewer"
-            )
+        return open_batches(self.services, split, batch_size, k)
 
     def _lifetime(self, k: int) -> int:
         """The first lives end one after the other, so that later ones do, too."""
-        return max(1, self.options.lifetime * (k + 1) // self.options.population)
+        return max(1, self.options.steps_of_life * (k + 1) // self.options.population)
 
     def seed_of(self, k: int) -> int | None:
-        """Of member `k`'s dropout masks; None for a model without dropout."""
-        if not any(isinstance(m, nn.Dropout) or getattr(m, "dropout", 0) for m in self.problem.model.modules()):
+        """Of member `k`'s dropout masks in its present life; None for a model without dropout."""
+        if not has_dropout(self.problem.model):
             return None
-        return self.services.streams.derive("dropout", "inner", k) >> 8  # room for the number of a step
+        seed = self.services.streams.derive("dropout", "inner", k, self.generation[k])
+        return seed >> 8  # room for the number of a step
 
     def _initial_weights(self, k: int) -> Tensor:
         """The run's own for the first model of all, others from a stream of their own."""
@@ -125,6 +114,29 @@ class Population:
         assert isinstance(model, GPT)
         model.initialise(Streams(self.services.streams.derive("rule", "inner", k, self.generation[k])))
         return self.problem.weights()
+
+
+def check_population(options: MetaOptions, services: Services, section: str) -> None:
+    """Raises `RecipeError` where ranks cannot share the inner models equally, or a round needs more than `meta` has.
+
+    `section` is where the recipe has these options.
+    """
+    size, ranks = options.population, services.comm.world_size
+    if size % ranks:
+        raise RecipeError(f"{section}.population is {size} inner models, which {ranks} ranks cannot share equally")
+    asked = options.val_batches * options.val_batch_size
+    there = open_batches(services, "meta", options.val_batch_size, 0).examples_per_epoch
+    if there < asked:
+        raise RecipeError(
+            f"the meta split has {there} examples, but {section}.val_batches {options.val_batches} of {section}."
+            f"val_batch_size {options.val_batch_size} ask for {asked} in a round; give it a larger share in "
+            "data.splits, or ask for fewer"
+        )
+
+
+def open_batches(services: Services, split: LearnableSplit, batch_size: int, k: int) -> Batches:
+    """Member `k`'s own, all of each batch whatever the rank."""
+    return services.supply(split, batch_size, f"inner-{k}", whole=True)
 
 
 def duplicate(model: nn.Module) -> nn.Module:

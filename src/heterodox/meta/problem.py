@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from heterodox.meta.steps import Flat
 
 B = TypeVar("B")
+DROPPING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 Losses = Callable[[Any, Any], Float[Tensor, " batch"]]
 """Of a model and a batch: the loss of each example, differentiable in the model's parameters."""
 
@@ -130,7 +131,7 @@ class WeightedLoss(Generic[B]):
             return self._record(losses, leaves, weights, len(weights))
 
     def _record(self, losses: Tensor, leaves: list[Any], weights: Tensor, count: int) -> Recorded:
-        leaf = weights.detach().requires_grad_()
+        leaf = weights.detach().clone().requires_grad_()  # the caller's may change before the graph is used
         loss = (losses @ leaf) / count
         gradients = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
         return Recorded(leaves, leaf, gradients, losses.detach())
@@ -179,6 +180,12 @@ def num_examples(batch: Any) -> int:
     if isinstance(batch, (tuple, list)):
         return num_examples(batch[0])
     return num_examples(getattr(batch, dataclasses.fields(batch)[0].name))
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a forward pass in training draws masks."""
+    rates = [m.p if isinstance(m, DROPPING) else getattr(m, "dropout", 0.0) for m in model.modules()]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def flat(tensors: Any) -> Flat:

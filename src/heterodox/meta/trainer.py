@@ -19,7 +19,7 @@ from heterodox.core.errors import CheckpointError
 from heterodox.core.protocols import Objective
 from heterodox.core.services import Services
 from heterodox.core.state import Tree, restore
-from heterodox.core.types import Batch, Cost
+from heterodox.core.types import Batch, Cost, Diagnosis
 from heterodox.meta.cost import round_cost, scoring_flops, step_cost
 from heterodox.meta.gradient import meta_gradient
 from heterodox.meta.options import MetaOptions
@@ -31,6 +31,23 @@ from heterodox.meta.weighting import ScoreWeighting
 
 EXPLODED = 1e3
 """Growth of the adjoint over a window that is worth a warning. One that is not a number counts as infinite."""
+
+
+def adjoint_growth(norms: Float[Tensor, " steps_and_end"]) -> Float[Tensor, ""]:
+    """How many times its size at the end the adjoint reaches on the way back; infinite if a norm is not a number."""
+    growth = norms.max() / norms[0].clamp_min(torch.finfo(norms.dtype).tiny)
+    return growth.nan_to_num(torch.inf, torch.inf)
+
+
+def explosion(growth: float, window: int, remedy: str) -> Diagnosis:
+    """A warning if the adjoint has grown too far along a window of so many steps."""
+    if growth <= EXPLODED:
+        return Diagnosis()
+    text = (
+        f"the adjoint grew {growth:.3g} times along a window of {window} steps: the meta-gradient is that of a chaotic "
+        f"run; {remedy}"
+    )
+    return Diagnosis(warnings=[text])
 
 
 @dataclass
@@ -54,14 +71,13 @@ class MetaTrainer:
         self.rater.initialise(services.streams)
         self.parameters = list(self.rater.parameters())
         self.average = flat(p.detach() for p in self.parameters)
-        self.learns = options.control in (None, "shuffled")
-        """Whether by the meta-gradient."""
 
         def losses(model: Any, batch: Batch) -> Float[Tensor, " batch"]:
             return objective.losses(model(batch.inputs), batch)
 
         self.population = Population(options, services, losses, update)
-        self.outer = InnerAdamW(lr=options.lr, betas=(0.9, 0.99), weight_decay=options.weight_decay)
+        decay = options.weight_decay if options.moves else 0.0
+        self.outer = InnerAdamW(lr=options.lr, betas=(0.9, 0.99), weight_decay=decay)
         zeros = torch.zeros_like(self.average)
         self.moments = dict.fromkeys(self.population.mine, (zeros, zeros))
         self.rounds = 0
@@ -134,7 +150,7 @@ class MetaTrainer:
             self._weights,
             population.validation(k),
             population.update,
-            parameters=self.parameters if self.learns else [],
+            parameters=self.parameters if options.asks else [],
             start=population.states[k],
             clip_norm=options.inner_clip,
             schedule=options.schedule,
@@ -145,19 +161,18 @@ class MetaTrainer:
             check=False,
         )
         population.states[k] = found.state
-        gradient = flat(found.grads) if self.learns else torch.zeros_like(self.average)
+        gradient = flat(found.grads) if options.asks else torch.zeros_like(self.average)
         if options.control == "auxiliary":
             gradient = self._regression(batches[-1], found.losses[-1])
         if options.weighting.entropy:
             gradient = gradient + self._penalty(batches[-1])
         norms = found.adjoint_norms
-        growth = norms.max() / norms[0].clamp_min(torch.finfo(norms.dtype).tiny)
         weighted = [(w * loss).mean() for w, loss in zip(found.weights, found.losses, strict=True)]
         return gradient, {
             "loss": torch.stack(weighted).mean(),
             "meta_loss": found.val_loss,
             "adjoint_norm": norms[-1],
-            "adjoint_growth": growth.nan_to_num(torch.inf, torch.inf),
+            "adjoint_growth": adjoint_growth(norms),
         }
 
     def _weights(self, batch: Batch) -> Float[Tensor, " batch"]:

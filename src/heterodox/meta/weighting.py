@@ -1,5 +1,7 @@
 """From scores to weights, and what is to be said of either."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,24 +21,25 @@ class ScoreWeighting:
         scaled = scores / self.options.temperature
         if self.options.kind == "softmax":
             return len(scores) * scaled.softmax(dim=0)
-        return torch.sigmoid(scaled).clamp(self.options.low, self.options.high)
+        return torch.sigmoid(scaled).clamp(*self.options.bounds)
 
     def entropy(self, scores: Scores) -> Float[Tensor, ""]:
         """Of the decision to keep an example, over ln 2; or of the distribution over examples, over ln n."""
         scaled = scores / self.options.temperature
         if self.options.kind == "softmax":
             logs = scaled.log_softmax(dim=0)
-            return -(logs.exp() * logs).sum() / torch.log(torch.tensor(float(len(scores))))
+            return -(logs.exp() * logs).sum() / math.log(max(len(scores), 2))  # of one example it is 0
         keep = torch.nn.functional.softplus
         share = torch.sigmoid(scaled)
-        return (share * keep(-scaled) + (1 - share) * keep(scaled)).mean() / torch.log(torch.tensor(2.0))
+        return (share * keep(-scaled) + (1 - share) * keep(scaled)).mean() / math.log(2)
 
     def clamped(self, scores: Scores) -> Float[Tensor, ""]:
         """The share of examples whose weight is at a bound, where it has no derivative."""
         if self.options.kind == "softmax":
             return torch.zeros_like(scores[0])
         share = torch.sigmoid(scores / self.options.temperature)
-        return ((share <= self.options.low) | (share >= self.options.high)).to(scores.dtype).mean()
+        low, high = self.options.bounds
+        return ((share <= low) | (share >= high)).to(scores.dtype).mean()
 
     def describe(self, scores: Scores) -> dict[str, Tensor]:
         """Mean, spread, entropy and share clamped, for the log."""

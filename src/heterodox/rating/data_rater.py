@@ -17,23 +17,29 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from heterodox.core import config
-from heterodox.core.services import Services
+from heterodox.core.services import Services, no_supply
 from heterodox.core.state import Tree, restore
-from heterodox.core.types import Batch, Cost
+from heterodox.core.types import Batch, Cost, Diagnosis
+from heterodox.meta.cost import training_cost
 from heterodox.meta.load import load_rater, rater_options
 from heterodox.meta.options import surrogates
+from heterodox.meta.population import check_population
 from heterodox.meta.rater import Rater, build_rater
 from heterodox.meta.session import TrainOptions, train_rater
+from heterodox.meta.trainer import explosion
 from heterodox.meta.weighting import ScoreWeighting
-from heterodox.rating.base import FilterConfig
+from heterodox.rating.base import KEEP, RatingConfig, num_drawn
 from heterodox.rating.filtering import Filter
 
 
 class DataRater(Filter):
     """Scores of a rater that no longer learns."""
 
-    class Config(FilterConfig):
+    class Config(RatingConfig):
         name: Literal["data_rater"] = "data_rater"
+        keep: float | None = Field(
+            None, gt=0, le=1, description=f"filter: share of the examples drawn that is kept, the best; default: {KEEP}"
+        )
         rater: Path | None = Field(None, description="folder of the run that trained the rater")
         train: TrainOptions | None = Field(None, description="instead: train it here, before the first step")
         mode: Literal["filter", "reweight"] = Field("filter", description="drop the worst, or weight every example")
@@ -43,21 +49,26 @@ class DataRater(Filter):
             if (self.rater is None) == (self.train is None):
                 found = "neither" if self.rater is None else "both"
                 raise ValueError(f"give rater, a run folder, or train, a section; found {found}")
+            if self.mode == "reweight" and self.keep is not None:
+                raise ValueError(f"keep {self.keep:g} is for the mode filter only; reweight keeps every example")
             return self
 
         def drawn(self, batch_size: int) -> int:
-            return super().drawn(batch_size) if self.mode == "filter" else batch_size
+            return batch_size if self.mode == "reweight" else num_drawn(batch_size, self.keep or KEEP)
 
         def refusals(self, recipe: config.Config) -> list[str]:
             needs: Any = recipe
+            reasons = []
+            if self.mode == "reweight" and needs.run.batch_size == 1:
+                reasons.append("rating.mode reweight weighs the examples of a batch, and run.batch_size is 1; raise it")
             if self.train is None:
-                return []
+                return reasons
             if needs.model.name != "gpt":
-                return [f"rating.train trains inner models, which must be a gpt; found {needs.model.name}"]
-            return surrogates(needs.model, "rating.train")
+                return [*reasons, f"rating.train trains inner models, which must be a gpt; found {needs.model.name}"]
+            return reasons + surrogates(needs.model, "rating.train")
 
         def build(self) -> "DataRater":
-            return DataRater(keep=self.keep, mode=self.mode, rater=self.rater, train=self.train)
+            return DataRater(keep=self.keep or KEEP, mode=self.mode, rater=self.rater, train=self.train)
 
     network: Rater
     weigh: ScoreWeighting
@@ -66,7 +77,7 @@ class DataRater(Filter):
     def __init__(
         self,
         *,
-        keep: float = 0.7,
+        keep: float = KEEP,
         mode: Literal["filter", "reweight"] = "filter",
         rater: Path | None = None,
         train: TrainOptions | None = None,
@@ -76,6 +87,7 @@ class DataRater(Filter):
         self.folder = rater
         self.train = train
         self.trained = train is None
+        self.growth = 1.0
         self._owed = Cost()
 
     def connect(self, services: Services) -> None:
@@ -85,6 +97,8 @@ class DataRater(Filter):
         model = services.model
         if self.train is not None:
             options = self.train
+            if services.supply is not no_supply:
+                check_population(options, services, "rating.train")
             vocab = model.tok_emb.num_embeddings
             self.network = build_rater(options.rater, vocab, model.context, model.head.weight)
             self.network.initialise(services.streams)
@@ -118,20 +132,33 @@ class DataRater(Filter):
     def flops(self, batch: Batch) -> int:
         return self.network.forward_flops(*batch.inputs.shape).total
 
+    def upfront(self) -> Cost:
+        """Of the rater's training, if that is yet to come."""
+        if self.train is None or self.trained:
+            return Cost()
+        members = self.train.population // self.services.comm.world_size
+        return training_cost(self.train, self.train.rounds, self.services.model, self.network, members)
+
+    def diagnose(self) -> Diagnosis:
+        """Whether the adjoint exploded in the rater's training."""
+        growth, self.growth = self.growth, 1.0
+        window = self.train.backprop_steps if self.train else 0
+        return explosion(growth, window, "shorten rating.train.backprop_steps or lower rating.train.inner_lr")
+
     def _train_once(self) -> None:
         if self.trained:
             return
         assert self.train is not None
-        weights, self._owed = train_rater(self.train, self.services)
+        weights, self._owed, self.growth = train_rater(self.train, self.services)
         restore(dict(self.network.named_parameters()), weights, "rater parameter")
         self.trained = True
 
     def state(self) -> Tree:
         if self.train is None:
             return {}
-        return {"trained": self.trained, "rater": dict(self.network.state_dict())}
+        return {"trained": self.trained, "growth": self.growth, "rater": dict(self.network.state_dict())}
 
     def load_state(self, tree: Tree) -> None:
         if self.train is not None:
             restore(dict(self.network.named_parameters()), tree.get("rater", {}), "rater parameter")
-            self.trained = bool(tree["trained"])
+            self.trained, self.growth = bool(tree["trained"]), float(tree["growth"])

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from heterodox.core.protocols import LanguageModel, Stateless
@@ -25,6 +25,11 @@ class Perplexity(Stateless, Filter):
         name: Literal["perplexity"] = "perplexity"
         skip: float = Field(0.0, ge=0, lt=1, description="share of a batch that is dropped for being too easy")
 
+        @model_validator(mode="after")
+        def _leaves_enough(self) -> "Perplexity.Config":
+            check_skip(self.keep, self.skip)
+            return self
+
         def build(self) -> "Perplexity":
             return Perplexity(keep=self.keep, skip=self.skip)
 
@@ -32,6 +37,7 @@ class Perplexity(Stateless, Filter):
 
     def __init__(self, *, keep: float = 0.7, skip: float = 0.0) -> None:
         super().__init__(keep=keep)
+        check_skip(keep, skip)
         self.skip = skip
 
     def connect(self, services: Services) -> None:
@@ -55,3 +61,12 @@ class Perplexity(Stateless, Filter):
 
     def flops(self, batch: Batch) -> int:
         return self.model.forward_flops(*batch.inputs.shape).total
+
+
+def check_skip(keep: float, skip: float) -> None:
+    """Raises `ValueError` where the two shares are more than a batch."""
+    if keep + skip > 1 + 1e-9:
+        raise ValueError(
+            f"skip {skip:g} and keep {keep:g} are more than a batch together: what was skipped would be kept; lower "
+            f"skip to {1 - keep:g} or less"
+        )

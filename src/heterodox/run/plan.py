@@ -23,11 +23,12 @@ HORIZON = 10_000
 """So many steps are looked at one by one, for a rule's may differ in cost; later ones cost what these do on average."""
 
 
-def plan(recipe: Recipe) -> dict[str, Any]:
-    """Parameters, bytes by part, FLOPs and tokens per step and in all; plain data.
+def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
+    """Parameters, bytes by part, FLOPs and tokens per step, once before the first step, and in all; plain data.
 
     FLOPs per step are a mean over the run. Reads the corpus (its size and vocabulary matter), trains nothing, and fits
-    any width into little memory.
+    any width into little memory. With a `speed` in FLOPs per second there are hours, too; a run's `summary.json` says
+    what a machine reaches.
     """
     dataset = recipe.data.build()
     with FakeTensorMode():
@@ -38,8 +39,9 @@ def plan(recipe: Recipe) -> dict[str, Any]:
 
         learner = build_learner(recipe, model, Solo(), blank)
         foretold = learner.foretell(blank("train", recipe.rating.drawn(recipe.run.batch_size)).next_batch())
-    cost, sizes, budget = foretold.cost, foretold.memory_bytes, recipe.run.budget
+    cost, once, sizes, budget = foretold.cost, foretold.once, foretold.memory_bytes, recipe.run.budget
     steps, counted, spent = _count(budget, foretold)
+    flops = None if steps is None else once.flops + steps * spent // counted
     windows = (len(dataset.splits["train"].tokens) - 1) // recipe.model.context
     return {
         "recipe": recipe.name,
@@ -47,10 +49,12 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "trained_parameters": foretold.trained_parameters,
         "memory_bytes": sizes | {"total": sum(sizes.values())},
         "per_step": {"tokens": cost.tokens, "meta_tokens": cost.meta_tokens, "flops": spent // counted},
+        "once": {"tokens": once.tokens, "meta_tokens": once.meta_tokens, "flops": once.flops},
         "steps": steps,
-        "tokens": None if steps is None else steps * cost.tokens,
-        "meta_tokens": None if steps is None else steps * cost.meta_tokens,
-        "flops": None if steps is None else steps * spent // counted,
+        "tokens": None if steps is None else once.tokens + steps * cost.tokens,
+        "meta_tokens": None if steps is None else once.meta_tokens + steps * cost.meta_tokens,
+        "flops": flops,
+        "hours": None if flops is None or speed is None else flops / speed / 3600,
         "seconds": budget.seconds,
         "epochs": None if steps is None else steps * recipe.run.batch_size / max(windows, 1),
         "corpus": dataset.describe(),
@@ -59,17 +63,22 @@ def plan(recipe: Recipe) -> dict[str, Any]:
 
 def _count(budget: Budget, foretold: Foretold) -> tuple[int | None, int, int]:
     """The steps of the budget (None: nobody knows), of these how many were looked at, and their FLOPs together."""
-    cost = foretold.cost
-    per_step = {"steps": 1, "tokens": cost.tokens + cost.meta_tokens}.get(budget.unit)
-    steps = None if per_step is None else math.ceil(budget.limit / per_step)
+    cost, once = foretold.cost, foretold.once
+    steps: int | None = None
+    if budget.unit == "steps":
+        steps = budget.steps
+    elif budget.unit == "tokens":
+        paid = once.tokens + once.meta_tokens
+        steps = max(1, math.ceil((budget.limit - paid) / (cost.tokens + cost.meta_tokens)))
+    left = budget.limit - once.flops
     spent = counted = 0
     while counted < min(steps or HORIZON, HORIZON):
         spent += foretold.flops(counted)
         counted += 1
-        if budget.unit == "flops" and spent >= budget.limit:
+        if budget.unit == "flops" and spent >= left:
             return counted, counted, spent
     if budget.unit == "flops":
-        steps = math.ceil(budget.limit * counted / spent)
+        steps = math.ceil(left * counted / spent)
     return steps, counted, spent
 
 

@@ -55,13 +55,7 @@ def score_run(
     chosen = _split(dataset, split, noisy)
     windows = Windows(chosen, run.model.context, str(next(run.model.parameters()).device))
     ids, scores = _all_scores(windows, _scorer(run, path))
-    about = {
-        "corpus_sha256": dataset.corpus_sha256,
-        "tokenizer_sha256": dataset.tokenizer.fingerprint,
-        "split": split,
-        "context": run.model.context,
-        "rater": path.name,
-    }
+    about = dataset.identify(chosen) | {"context": run.model.context, "rater": path.name}
     write_scores(out, ids, scores, about)
     answer: dict[str, Any] = {"path": str(out), "split": split, "examples": len(ids)}
     answer |= {"mean": float(scores.mean()), "std": float(scores.std())}

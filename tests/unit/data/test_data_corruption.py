@@ -71,8 +71,13 @@ def test_the_clean_examples_alone():
 
 @pytest.mark.parametrize(
     ("corruption", "message"),
-    [({"rate": 1.0}, "rate"), ({"kinds": []}, "kinds"), ({"kinds": ["shuffled", "shuffled"]}, "name one twice")],
+    [
+        ({"rate": 1.0}, "rate"),
+        ({"kinds": []}, "kinds"),
+        ({"kinds": ["shuffled", "shuffled"]}, "name one twice"),
+        ({"keep": "clean"}, "corruption.keep clean and filter both choose"),
+    ],
 )
 def test_refuses(corruption, message):
     with pytest.raises(RecipeError, match=message):
-        tiny_recipe(data={"corruption": corruption})
+        tiny_recipe(data={"corruption": corruption, "filter": {"scores": "scores.parquet"}})

@@ -39,6 +39,21 @@ def test_it_tells_text_from_the_same_tokens_in_another_order():
     assert abs(float(blind(tokens) - blind(again))) < 1e-6
 
 
+@torch.no_grad()
+def test_it_reads_its_view_and_no_more():
+    short, whole = rater(view=5, layers=1), rater(layers=1)
+    tokens = torch.randint(11, (4, 12), generator=torch.Generator().manual_seed(0))
+    behind, within = tokens.clone(), tokens.clone()
+    behind[:, 5:] = (behind[:, 5:] + 1) % 11
+    within[:, 4] = (within[:, 4] + 1) % 11
+    assert torch.equal(short(behind), short(tokens))
+    assert not torch.equal(short(within), short(tokens))
+    assert not torch.equal(whole(behind), whole(tokens))
+    assert short.pos_emb.num_embeddings == 5
+    assert short.forward_flops(4, 12) == short.forward_flops(4, 5)
+    assert short.forward_flops(4, 12).total < whole.forward_flops(4, 12).total
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -70,3 +70,14 @@ def test_a_step_costs_what_torch_counts(rating):
         first = rating["name"] == "data_rater" and number == 0
         assert report.cost.tokens == 8 * 16 + first * 2 * 4 * 16
         assert report.cost.meta_tokens == 8 * 16 + first * 2 * 4 * 16
+
+
+@pytest.mark.parametrize("config", [Perplexity.Config, Perplexity])
+def test_perplexity_keeps_nothing_that_it_skips(config):
+    with pytest.raises(
+        ValueError, match=r"skip 0\.4 and keep 0\.7 are more than a batch together.*skip to 0\.3 or less"
+    ):
+        config(keep=0.7, skip=0.4)
+    batch, rating = tiny_batch(10), connected(Perplexity(keep=0.7, skip=0.3))
+    losses = CrossEntropy().losses(rating.model(batch.inputs), batch)
+    assert rating.select(batch).ids.tolist() == sorted(losses.argsort()[3:].tolist())

@@ -14,6 +14,7 @@ from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.log.jsonl import read_rows
 from heterodox.meta import meta_gradient
 from heterodox.recipe import Recipe
+from heterodox.run.config import Budget
 from heterodox.run.plan import plan
 from heterodox.run.probe_run import probe_run
 from heterodox.run.session import open_session
@@ -98,6 +99,29 @@ def test_its_cost_is_what_torch_counts(learner):
         assert report.cost.flops == counter.get_total_flops() > 0
 
 
+def test_a_rater_of_the_same_run_is_planned(tmp_path):
+    """To the FLOP, whatever the budget's unit is."""
+    options = {key: value for key, value in LEARNER.items() if key != "name"} | {"rounds": 2}
+    recipe = user_recipe({"train": options, "keep": 0.5})
+    spent, foretold = train(recipe, tmp_path / "run").summary, plan(recipe, speed=1e6)
+    assert foretold["once"]["flops"] > foretold["per_step"]["flops"] > 0
+    assert {key: foretold[key] for key in ("flops", "tokens", "meta_tokens", "steps")} == {
+        key: spent[key] for key in ("flops", "tokens", "meta_tokens", "steps")
+    }
+    assert foretold["hours"] == pytest.approx(spent["flops"] / 3.6e9)
+    assert plan(recipe)["hours"] is None
+    once, step = foretold["once"], foretold["per_step"]
+    tokens = {key: cost["tokens"] + cost["meta_tokens"] for key, cost in (("once", once), ("step", step))}
+    for budget, steps in (
+        ({"flops": once["flops"] + 3 * step["flops"]}, 3),
+        ({"flops": once["flops"] / 2}, 1),
+        ({"tokens": tokens["once"] + 3 * tokens["step"]}, 3),
+    ):
+        other = recipe.model_copy(update={"run": recipe.run.model_copy(update={"budget": Budget(**budget)})})
+        assert plan(other)["steps"] == steps
+        assert plan(other)["flops"] == once["flops"] + steps * step["flops"]
+
+
 def test_it_can_be_planned(trained):
     foretold = plan(rater_recipe())
     assert foretold["per_step"]["tokens"] == 2 * 4 * 16 * 4 // 3
@@ -108,7 +132,8 @@ def test_it_can_be_planned(trained):
 
 @pytest.mark.parametrize("mode", ["filter", "reweight"])
 def test_a_run_uses_the_rater(trained, mode, tmp_path):
-    recipe = user_recipe({"rater": str(trained), "mode": mode, "keep": 0.5})
+    share = {"keep": 0.5} if mode == "filter" else {}
+    recipe = user_recipe({"rater": str(trained), "mode": mode} | share)
     run = train(recipe, tmp_path / "run")
     assert run.summary["status"] == "finished"
     assert run.summary["tokens"] == 2 * 4 * 16
@@ -147,6 +172,7 @@ def test_a_rater_trained_in_the_same_run_is_charged(tmp_path):
         ({"learner": {"slots": 3}}, "slots are for the schedule binomial"),
         ({"learner": {"lifetime": 2}}, "a lifetime of 2 steps is shorter"),
         ({"learner": {"rater": {"heads": 3}}}, "3 heads do not divide"),
+        ({"learner": {"reset": "fresh"}}, "lifetime 6 is for the reset staggered only"),
         ({"run": {"compile": True}}, "cannot be differentiated twice"),
         ({"model": {"straight_through_gelu": True}}, r"which model\.straight_through_gelu makes another than"),
     ],
@@ -157,10 +183,33 @@ def test_refuses(sections, message):
 
 
 def test_refuses_what_only_the_corpus_shows():
-    with pytest.raises(RecipeError, match=r"the meta split has 62 examples, but .* ask for 400 in a round"):
+    with pytest.raises(RecipeError, match=r"has 62 examples, but learner\.val_batches 1 of .* ask for 400 in a round"):
         open_session(rater_recipe({"val_batch_size": 400}), Solo(), "cpu")
+    train = {"rounds": 1, "val_batches": 3, "val_batch_size": 40}
+    wanted = r"rating\.train\.val_batches 3 of rating\.train\.val_batch_size 40 ask for 120"
+    with pytest.raises(RecipeError, match=wanted):
+        open_session(user_recipe({"train": train}), Solo(), "cpu")
     with pytest.raises(RecipeError, match=r"data\.corruption\.window is 16, but the model's context is 8"):
         open_session(rater_recipe(model={"context": 8}), Solo(), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("rating", "run", "message"),
+    [
+        ({"mode": "reweight", "keep": 0.5}, {}, r"keep 0\.5 is for the mode filter only"),
+        ({"mode": "reweight"}, {"batch_size": 1}, "weighs the examples of a batch, and run.batch_size is 1"),
+    ],
+)
+def test_refuses_reweighting(rating, run, message):
+    with pytest.raises(RecipeError, match=message):
+        tiny_recipe(rating={"name": "data_rater", "rater": "runs/rater"} | rating, run=RUN | run)
+
+
+def test_a_resolved_recipe_is_a_recipe():
+    for rating in ({"mode": "reweight"}, {"mode": "filter"}, {"keep": 0.5}):
+        recipe = user_recipe({"train": {"reset": "fresh"}} | rating)
+        assert Recipe.model_validate(recipe.dump()) == recipe
+    assert user_recipe({"rater": "runs/rater"}).rating.drawn(7) == 10
 
 
 @pytest.fixture
@@ -188,7 +237,40 @@ def test_where_nothing_learns_by_it_there_is_a_warning(exploding, tmp_path):
     assert any("the adjoint grew inf times along a window of 2 steps" in text for text in run.summary["warnings"])
 
 
+@pytest.fixture
+def growing(monkeypatch):
+    """Every adjoint grows by 5000 on its way, and is finite."""
+
+    def grow(*arguments, **options):
+        found = meta_gradient(*arguments, **options)
+        norms = torch.ones_like(found.adjoint_norms)
+        norms[1] = 5000
+        return dataclasses.replace(found, adjoint_norms=norms)
+
+    monkeypatch.setattr("heterodox.meta.trainer.meta_gradient", grow)
+
+
+def test_an_adjoint_that_grows_is_told_of(growing, tmp_path):
+    run = train(rater_recipe(), tmp_path / "run")
+    assert run.summary["status"] == "finished"
+    assert [text.partition(":")[0] for text in run.summary["warnings"]] == ["step 4", "step 8"]
+    assert "the adjoint grew 5e+03 times along a window of 2 steps" in run.summary["warnings"][0]
+    options = {"rounds": 2, "rater": SMALL, "batch_size": 4, "val_batches": 1, "val_batch_size": 4}
+    run = train(user_recipe({"train": options}), tmp_path / "user")
+    assert len(run.summary["warnings"]) == 1
+    assert "grew 5e+03 times" in run.summary["warnings"][0]
+    assert "rating.train.inner_lr" in run.summary["warnings"][0]
+
+
 def test_a_rater_trained_in_the_run_may_not_explode_either(exploding, tmp_path):
     options = {"rounds": 2, "rater": SMALL, "batch_size": 4, "val_batches": 1, "val_batch_size": 4}
     with pytest.raises(RecipeError, match=r"round 1 of rating\.train is not finite.*inner_lr 0\.001"):
         train(user_recipe({"train": options}), tmp_path / "run")
+
+
+def test_a_rater_that_leaves_what_a_number_can_hold_is_none(tmp_path):
+    """The meta-gradient is fine, what the rater's own optimizer makes of it is not."""
+    options = {"rounds": 1, "rater": SMALL, "batch_size": 4, "val_batches": 1, "val_batch_size": 4}
+    recipe = user_recipe({"train": options | {"lr": 1e30, "weight_decay": 1e10}})
+    with pytest.raises(RecipeError, match=r"the rater is not finite behind round 1 of rating\.train; .*lr 1e\+30"):
+        train(recipe, tmp_path / "run")

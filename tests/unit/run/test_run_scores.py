@@ -1,13 +1,14 @@
 """Scores of examples by a run, the index of the best, and training on that."""
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
 from heterodox.cli import app
 from heterodox.core.comm import Solo
 from heterodox.core.errors import CorpusError, RecipeError
-from heterodox.data.scores import read_scores, write_scores
+from heterodox.data.scores import KEY, read_scores, write_scores
 from heterodox.report import write_report
 from heterodox.run.score_run import score_run
 from heterodox.run.session import open_session
@@ -70,6 +71,28 @@ def test_a_model_scores_by_likelihood_and_the_command_line_says_so(tmp_path):
         score_run(tmp_path / "run", tmp_path / "s", keep=1.5, index=tmp_path / "i")
 
 
+def test_refuses_scores_of_other_examples(trained, tmp_path):
+    """The text is the same in all of them, what is made of it is not."""
+    index = tmp_path / "kept.parquet"
+    score_run(trained, tmp_path / "scores.parquet", keep=0.5, index=index)
+    noise = {"window": 16, "kinds": ["shuffled", "repeated"]}
+    splits = {"train": 0.8, "meta": 0.1, "val": 0.05, "test": 0.05}
+    for data, message in (
+        ({"corruption": noise | {"seed": 1}}, r"another corruption\.seed \(0, here 1\)"),
+        ({"corruption": noise | {"rate": 0.4}}, r"another corruption\.rate \(0\.3, here 0\.4\)"),
+        ({"corruption": noise | {"kinds": ["shuffled"]}}, r'kinds \(\["shuffled", "repeated"\], here \["shuffled"\]\)'),
+        ({"corruption": None}, r'another corruption \(\{"rate": 0\.3, .*\}, here none\)'),
+        ({"corruption": noise, "splits": splits}, r"another splits\.train \(0\.85, here 0\.8\)"),
+        ({"corruption": noise, "separator": " "}, r'another separator \("\\n\\n", here " "\)'),
+        ({"corruption": noise, "tokenizer": "byte"}, r"another tokenizer \(\w{12}, here \w{12}\)"),
+        ({"corruption": noise, "corpus": {"seed": 9}}, r"another corpus \(\w{12}, here \w{12}\)"),
+    ):
+        with pytest.raises(CorpusError, match=message):
+            tiny_recipe(data={"filter": {"scores": str(index)}} | data).data.build()
+    same = tiny_recipe(data={"filter": {"scores": str(index)}, "corruption": noise}).data.build()
+    assert same.splits["train"].examples.ids.shape == (531,)
+
+
 @pytest.mark.parametrize(
     ("ids", "scores", "keep", "context", "message"),
     [
@@ -87,6 +110,35 @@ def test_refuses_scores(ids, scores, keep, context, message, tmp_path):
     write_scores(tmp_path / "s.parquet", np.array(ids, dtype=np.int64), scores, {"context": context})
     with pytest.raises(CorpusError, match=message):
         open_session(filtered(tmp_path / "s.parquet", keep), Solo(), "cpu")
+
+
+TABLES = {
+    "no ids": ({"score": [1.0]}, "has 0 columns example_id, expected one; its columns: score"),
+    "ids of text": ({"example_id": ["a"]}, "a column example_id of string, expected whole numbers"),
+    "gaps in ids": ({"example_id": [0, None]}, "1 rows without example_id"),
+    "scores of text": ({"example_id": [0], "score": ["good"]}, "a column score of string, expected numbers"),
+    "lists of scores": ({"example_id": [0], "score": [[1.0]]}, "a column score of list"),
+    "gaps in scores": ({"example_id": [0, 1], "score": [None, 2.0]}, "1 rows without score"),
+}
+
+
+@pytest.mark.parametrize(("columns", "message"), TABLES.values(), ids=TABLES.keys())
+def test_refuses_columns_of_another_kind(columns, message, tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "s.parquet")
+    with pytest.raises(CorpusError, match=message):
+        read_scores(tmp_path / "s.parquet")
+
+
+def test_refuses_what_is_there_twice_and_foreign_metadata(tmp_path):
+    twice = pyarrow.Table.from_arrays([pyarrow.array([0]), pyarrow.array([1])], names=["example_id", "example_id"])
+    pyarrow.parquet.write_table(twice, tmp_path / "s.parquet")
+    with pytest.raises(CorpusError, match="has 2 columns example_id, expected one"):
+        read_scores(tmp_path / "s.parquet")
+    for text in (b"{", b"[]", b'{"context": "long"}'):
+        table = pyarrow.table({"example_id": [0]}).replace_schema_metadata({KEY: text})
+        pyarrow.parquet.write_table(table, tmp_path / "s.parquet")
+        with pytest.raises(CorpusError, match=r"says in its metadata .* which no score file of ours does"):
+            read_scores(tmp_path / "s.parquet")
 
 
 def test_refuses_files_that_are_none(tmp_path):
