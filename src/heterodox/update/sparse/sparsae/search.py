@@ -45,6 +45,7 @@ class Sparsae(Topology):
     def __init__(self, options: SparsaeOptions) -> None:
         self.options = options
         self.schedule = options
+        self.wants_signal = options.signal == "training" and options.children > 0
         self.proxy, self.resets = Proxy(options.proxy), Resets(options.reset)
         self.events = self.wins = 0
         self.bounds: Bounds | None = None

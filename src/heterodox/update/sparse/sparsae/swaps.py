@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from heterodox.update.sparse.masks import Masks, largest, smallest, within_caps
+from heterodox.update.sparse.masks import Masks, largest, within_caps
 from heterodox.update.sparse.sparsae.bounds import Bounds
 
 
@@ -36,13 +36,28 @@ def pools(
     masks: Masks,
     size: Float[Tensor, " entries"] | None,
     activity: Float[Tensor, " entries"] | None,
-    count: int,
+    counts: int | list[int],
 ) -> Pools:
-    """What may be dropped and grown; the `count` smallest (by `size`) and most active ones first, where given."""
+    """What may be dropped and grown; the smallest (by `size`) and most active ones first, where given.
+
+    These are as many as `counts` says, of all layers together or of each.
+    """
     flat = masks.flat
-    drop = None if size is None else smallest(size, flat, min(count, int(flat.sum())))
-    grow = None if activity is None else largest(activity, ~flat, min(count, int((~flat).sum())))
+    drop = None if size is None else _first(-size, flat, masks, counts)
+    grow = None if activity is None else _first(activity, ~flat, masks, counts)
     return Pools(flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1), drop, grow)
+
+
+def _first(
+    appeal: Float[Tensor, " entries"], among: Bool[Tensor, " entries"], masks: Masks, counts: int | list[int]
+) -> Int[Tensor, " n"]:
+    """Positions of the entries with the most appeal among those marked."""
+    if isinstance(counts, int):
+        return largest(appeal, among, min(counts, int(among.sum())))
+    pieces = zip(masks.starts, appeal.split(masks.sizes), among.split(masks.sizes), counts, strict=True)
+    return torch.cat(
+        [start + largest(values, marked, min(count, int(marked.sum()))) for start, values, marked, count in pieces]
+    )
 
 
 def relative_size(weights: Float[Tensor, " entries"], masks: Masks) -> Float[Tensor, " entries"]:
@@ -53,11 +68,21 @@ def relative_size(weights: Float[Tensor, " entries"], masks: Masks) -> Float[Ten
     return torch.cat(scaled)
 
 
+def relative_signal(signal: Float[Tensor, " entries"], masks: Masks) -> Float[Tensor, " entries"]:
+    """|g| over the root mean squares of its row and of its column, so that no unit draws all connections to itself."""
+    pieces = []
+    for matrix in masks.split(signal).values():
+        square = matrix.square()
+        rows, columns = square.mean(dim=1, keepdim=True), square.mean(dim=0, keepdim=True)
+        pieces.append((matrix.abs() / (rows * columns).sqrt().clamp(min=1e-30)).flatten())
+    return torch.cat(pieces)
+
+
 def swap(masks: Masks, bounds: Bounds, chosen: Pools, count: int, generator: torch.Generator) -> Swap:
     """Draw a swap of `count` connections, or of as many as the bounds allow."""
     active = masks.counts()
-    drop_order = _order(chosen.drop_first, chosen.droppable, count, generator)
-    grow_order = _order(chosen.grow_first, chosen.growable, count, generator)
+    drop_order = _order(chosen.drop_first, chosen.droppable, generator)
+    grow_order = _order(chosen.grow_first, chosen.growable, generator)
     while True:
         spare = [have - low for have, low in zip(active, bounds.lower, strict=True)]
         dropped = _take(masks, drop_order, spare, count, chosen.droppable, generator)
@@ -69,6 +94,17 @@ def swap(masks: Masks, bounds: Bounds, chosen: Pools, count: int, generator: tor
         count = min(len(dropped), len(grown))
 
 
+def swap_in_layers(masks: Masks, chosen: Pools, quotas: list[int], generator: torch.Generator) -> Swap:
+    """Draw a swap of so many connections in every layer, or of as many as it has and lacks; no layer's count moves."""
+    pairs = zip(quotas, masks.counts(), masks.sizes, strict=True)
+    quotas = [min(quota, active, size - active) for quota, active, size in pairs]
+    drop_order = _order(chosen.drop_first, chosen.droppable, generator)
+    grow_order = _order(chosen.grow_first, chosen.growable, generator)
+    dropped = _take(masks, drop_order, quotas, sum(quotas), chosen.droppable, generator)
+    grown = _take(masks, grow_order, quotas, sum(quotas), chosen.growable, generator)
+    return Swap(dropped, grown.sort().values)
+
+
 def most(masks: Masks, bounds: Bounds) -> int:
     """The most connections that one swap can exchange within the bounds."""
     active = masks.counts()
@@ -76,7 +112,7 @@ def most(masks: Masks, bounds: Bounds) -> int:
     return min(spare, masks.size - sum(active))
 
 
-def _order(first: Tensor | None, all_: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _order(first: Tensor | None, all_: Tensor, generator: torch.Generator) -> Tensor:
     """The order in which items are offered: the favoured ones, or all, shuffled."""
     return _shuffled(all_ if first is None else first, generator)
 
