@@ -14,7 +14,7 @@ from heterodox.model import GPT
 from heterodox.update.sparse.distribution import distribute, num_active
 from heterodox.update.sparse.masks import Masks, within_caps
 from heterodox.update.sparse.sparsae.bounds import Bounds, BoundsOptions
-from heterodox.update.sparse.sparsae.swaps import apply_swap, most, pools, swap, swap_in_layers
+from heterodox.update.sparse.sparsae.swaps import apply_swap, favoured, most, pools, swap, swap_in_layers
 from tests.tiny import tiny_batch
 from tests.tiny_sparse import masked_entries, options, sparse_learner
 
@@ -93,8 +93,11 @@ def test_a_swap_keeps_the_count_and_no_layer_leaves_its_bounds(shapes, sparsity,
     masks = drawn_masks(shapes, counts, generator)
     values = torch.rand(masks.size, generator=generator)
     quotas = [min(count, size) for size in sizes]
-    favoured = [2 * quota for quota in quotas] if in_layers else 2 * count
-    chosen = pools(masks, values if aimed[0] else None, values if aimed[1] else None, favoured)
+    wide = [2 * quota for quota in quotas] if in_layers else 2 * count
+    among = (masks.flat, ~masks.flat)
+    chosen = pools(
+        masks, *(favoured(values, a, masks, wide) if aim else None for aim, a in zip(aimed, among, strict=True))
+    )
     if in_layers:
         change = swap_in_layers(masks, chosen, quotas, generator)
     else:
@@ -113,13 +116,13 @@ def test_a_swap_reaches_the_count_where_the_bounds_leave_room():
     bounds = Bounds(BoundsOptions.model_validate({"min_sparsity": 0.5, "max_sparsity": 0.9}), [400, 400], 0.8)
     generator = torch.Generator().manual_seed(0)
     masks = drawn_masks(shapes, [80, 80], generator)
-    assert len(swap(masks, bounds, pools(masks, None, None, 0), 30, generator).dropped) == 30
+    assert len(swap(masks, bounds, pools(masks), 30, generator).dropped) == 30
     quotas = [5, 30]
-    change = swap_in_layers(masks, pools(masks, None, None, 0), quotas, generator)
+    change = swap_in_layers(masks, pools(masks), quotas, generator)
     assert masks.count(change.dropped) == masks.count(change.grown) == quotas
     tight = Bounds(BoundsOptions.model_validate({"min_sparsity": 0.8, "max_sparsity": 0.8}), [400, 400], 0.8)
     assert most(masks, tight) == 0
-    assert len(swap(masks, tight, pools(masks, None, None, 0), 30, generator).dropped) == 0
+    assert len(swap(masks, tight, pools(masks), 30, generator).dropped) == 0
 
 
 topologies = st.sampled_from(["static", "magnitude", "set", "rigl", "sparsae"])

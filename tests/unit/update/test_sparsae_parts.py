@@ -10,11 +10,13 @@ from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.update import Sparse
+from heterodox.update.sparse.masks import Masks
 from heterodox.update.sparse.schedule import Schedule, cubic
 from heterodox.update.sparse.sparsae.bounds import Bounds, BoundsOptions
 from heterodox.update.sparse.sparsae.prefetch import Prefetch
 from heterodox.update.sparse.sparsae.proxy import Proxy, ProxyOptions, layer_activities, unevenness
 from heterodox.update.sparse.sparsae.reset import ResetOptions, Resets
+from heterodox.update.sparse.sparsae.swaps import relative_signal
 from tests.tiny import tiny_batch, tiny_gpt
 from tests.tiny_sparse import RandomBatches, options, sparse_learner, supply
 
@@ -163,14 +165,29 @@ def test_swaps_get_smaller_along_a_cosine():
     assert rows[-1]["swaps"] == 0
 
 
+def test_the_relative_signal_sees_through_the_scales_of_units():
+    shapes = {"a": torch.Size([5, 7]), "b": torch.Size([3, 4])}
+    masks = Masks(shapes)
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(shape, generator=generator).double() for name, shape in shapes.items()}
+    relative = relative_signal(masks.join(base), masks)
+    square = base["b"].square()
+    by_hand = base["b"][1, 2].abs() / (square[1].mean() * square[:, 2].mean()).sqrt()
+    assert masks.split(relative)["b"][1, 2] == pytest.approx(float(by_hand))
+    base["a"][4] *= 1000
+    loud = masks.join(base)[:35]
+    assert set((loud.abs().topk(7).indices // 7).tolist()) == {4}
+    assert len(set((relative_signal(masks.join(base), masks)[:35].topk(7).indices // 7).tolist())) > 2
+
+
 def test_children_are_made_in_turn():
     made = {}
     for kinds in ({"grow": "mixed", "scope": "layer"}, {"grow": "mixed", "scope": "mixed"}, {"grow": "activity"}):
         learner = sparse_learner(options("sparsae", children=4, reset={"probability": 0.0, "batch": 4}, **kinds))
         made[str(kinds)] = [row["made"] for row in events_of(learner, 3) if row["kind"] == "candidate"][1:]
     assert list(made.values()) == [
-        ["activity, layer", "uniform, layer"] * 2,
-        ["activity, layer", "uniform, layer", "activity, global", "uniform, global"],
+        ["uniform, layer", "relative, layer", "activity, layer", "uniform, layer"],
+        ["uniform, layer", "relative, global", "activity, layer", "uniform, global"],
         ["activity, layer"] * 4,
     ]
 

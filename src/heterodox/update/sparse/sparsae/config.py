@@ -26,22 +26,24 @@ class SparsaeOptions(Schedule):
     mutation: float = Field(0.3, gt=0, le=1, description="share of the connections that a child swaps")
     decay: Decay = Field("cosine", description="of that share, over the time for changes")
     scope: Scope = Field(
-        "layer", description="swap within layers, in all layers alike, across layers, or every other child across"
+        "layer", description="where: the same share of every layer, anywhere within the bounds, or the two in turn"
     )
     drop: Literal["uniform", "magnitude"] = Field(
-        "magnitude", description="what a child drops: any connection, or one of the smallest for its layer"
+        "magnitude", description="what a child drops: any connection, or the smallest for their layer"
     )
     grow: Growth = Field(
-        "mixed", description="what it grows: any missing connection, one of those with the largest signal, or in turn"
+        "mixed",
+        description="what it grows: any missing connection, or among those with the largest signal, as it is or "
+        "relative to row and column; `mixed`: the three in turn",
     )
-    pool: float = Field(2.0, ge=1, description="`magnitude` and `activity` choose among so many times what they need")
+    pool: float = Field(2.0, ge=1, description="growth by signal chooses among so many times what it needs")
     signal: Literal["training", "micro_batch"] = Field(
-        "training", description="where `activity` and steps look: the signal of the training step, or one of their own"
+        "training", description="that of the training step, or of a pass on a micro-batch; for growth and look-ahead"
     )
     judge: Literal["at_once", "look_ahead"] = Field(
         "look_ahead", description="score candidates as they are, or after a step that all of them take"
     )
-    reach: float = Field(1.0, gt=0, description="length of that step, in steps of the inner update")
+    reach: float = Field(4.0, gt=0, description="length of that step, in steps of the inner update")
     selection: Selection = Field(
         "proxy", description="who wins: the best composite score, the lowest loss, or chance (the control)"
     )

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,8 +20,10 @@ from heterodox.update.sparse.sparsae.swaps import (
     Pools,
     Swap,
     apply_swap,
+    favoured,
     most,
     pools,
+    relative_signal,
     relative_size,
     swap,
     swap_in_layers,
@@ -61,7 +65,7 @@ class Generation:
         self.masks: list[Bool[Tensor, " entries"]] = []
         self.values: list[Float[Tensor, " grown"] | None] = []
         self.activities: list[list[float]] = []
-        self._known_pools: dict[tuple[str, str], Pools] = {}
+        self._known: dict[tuple[str, str], Tensor] = {}
         scratch = sight.weights.clone()
         if options.judge == "look_ahead":
             if options.signal == "micro_batch":
@@ -102,23 +106,31 @@ class Generation:
     def _swap(self, reset: bool, growth: str, scope: str, generator: torch.Generator) -> Swap:
         masks, bounds = self.sight.masks, self.bounds
         if reset:
-            count = round(self.options.reset.fraction * sum(self.sight.masks.counts()))
-            return swap(masks, bounds, pools(masks, None, None, 0), min(count, most(masks, bounds)), generator)
-        chosen = self._pools(growth, scope)
+            count = round(self.options.reset.fraction * sum(masks.counts()))
+            return swap(masks, bounds, self._pools, min(count, most(masks, bounds)), generator)
+        drop_first, grow_first = self._favoured(self.options.drop, scope), self._favoured(growth, scope)
+        chosen = replace(self._pools, drop_first=drop_first, grow_first=grow_first)
         if scope == "layer":
             return swap_in_layers(masks, chosen, self.quotas, generator)
         return swap(masks, bounds, chosen, min(sum(self.quotas), most(masks, bounds)), generator)
 
-    def _pools(self, growth: str, scope: str) -> Pools:
-        """What such children choose among, the same for all of them."""
-        if (growth, scope) not in self._known_pools:
-            options, masks = self.options, self.sight.masks
-            size = relative_size(self.sight.weights, masks) if options.drop == "magnitude" else None
-            appeals = {"activity": Tensor.abs, "relative": lambda signal: relative_signal(signal, masks)}
-            activity = appeals[growth](self.signal) if growth in appeals else None
-            counts = [math.ceil(options.pool * quota) for quota in self.quotas]
-            self._known_pools[growth, scope] = pools(masks, size, activity, counts if scope == "layer" else sum(counts))
-        return self._known_pools[growth, scope]
+    @cached_property
+    def _pools(self) -> Pools:
+        return pools(self.sight.masks)
+
+    def _favoured(self, kind: str, scope: str) -> Tensor | None:
+        """What such children drop or grow first, the same for all of them."""
+        if kind == "uniform":
+            return None
+        if (kind, scope) not in self._known:
+            masks, counts = self.sight.masks, self.quotas
+            if kind == "magnitude":
+                appeal, among = -relative_size(self.sight.weights, masks), masks.flat
+            else:
+                appeal = self.signal.abs() if kind == "activity" else relative_signal(self.signal, masks)
+                among, counts = ~masks.flat, [math.ceil(self.options.pool * quota) for quota in counts]
+            self._known[kind, scope] = favoured(appeal, among, masks, counts if scope == "layer" else sum(counts))
+        return self._known[kind, scope]
 
     def _add(self, loss: Tensor, signal: Tensor, flat: Tensor, values: Tensor | None, about: dict[str, Any]) -> None:
         masks = self.sight.masks

@@ -32,26 +32,15 @@ class Pools:
     grow_first: Int[Tensor, " m"] | None = None
 
 
-def pools(
-    masks: Masks,
-    size: Float[Tensor, " entries"] | None,
-    activity: Float[Tensor, " entries"] | None,
-    counts: int | list[int],
-) -> Pools:
-    """What may be dropped and grown; the smallest (by `size`) and most active ones first, where given.
-
-    These are as many as `counts` says, of all layers together or of each.
-    """
-    flat = masks.flat
-    drop = None if size is None else _first(-size, flat, masks, counts)
-    grow = None if activity is None else _first(activity, ~flat, masks, counts)
-    return Pools(flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1), drop, grow)
+def pools(masks: Masks, drop_first: Tensor | None = None, grow_first: Tensor | None = None) -> Pools:
+    """All that may be dropped and grown, and what is favoured."""
+    return Pools(masks.flat.nonzero().squeeze(1), (~masks.flat).nonzero().squeeze(1), drop_first, grow_first)
 
 
-def _first(
+def favoured(
     appeal: Float[Tensor, " entries"], among: Bool[Tensor, " entries"], masks: Masks, counts: int | list[int]
 ) -> Int[Tensor, " n"]:
-    """Positions of the entries with the most appeal among those marked."""
+    """Positions of the entries with the most appeal among those marked: so many of all layers together, or of each."""
     if isinstance(counts, int):
         return largest(appeal, among, min(counts, int(among.sum())))
     pieces = zip(masks.starts, appeal.split(masks.sizes), among.split(masks.sizes), counts, strict=True)
@@ -98,11 +87,17 @@ def swap_in_layers(masks: Masks, chosen: Pools, quotas: list[int], generator: to
     """Draw a swap of so many connections in every layer, or of as many as it has and lacks; no layer's count moves."""
     pairs = zip(quotas, masks.counts(), masks.sizes, strict=True)
     quotas = [min(quota, active, size - active) for quota, active, size in pairs]
-    drop_order = _order(chosen.drop_first, chosen.droppable, generator)
-    grow_order = _order(chosen.grow_first, chosen.growable, generator)
-    dropped = _take(masks, drop_order, quotas, sum(quotas), chosen.droppable, generator)
-    grown = _take(masks, grow_order, quotas, sum(quotas), chosen.growable, generator)
+    dropped = _some_of_each(
+        masks, chosen.droppable if chosen.drop_first is None else chosen.drop_first, quotas, generator
+    )
+    grown = _some_of_each(masks, chosen.growable if chosen.grow_first is None else chosen.grow_first, quotas, generator)
     return Swap(dropped, grown.sort().values)
+
+
+def _some_of_each(masks: Masks, items: Tensor, quotas: list[int], generator: torch.Generator) -> Int[Tensor, " n"]:
+    """At random, so many of each layer's items, which stand layer by layer."""
+    layers = zip(items.split(masks.count(items)), quotas, strict=True)
+    return torch.cat([_shuffled(inside, generator)[:quota] for inside, quota in layers])
 
 
 def most(masks: Masks, bounds: Bounds) -> int:
@@ -125,7 +120,10 @@ def _take(
     masks: Masks, order: Tensor, caps: list[int], count: int, all_: Tensor, generator: torch.Generator
 ) -> Int[Tensor, " n"]:
     """The first `count` items that fit under their layers' caps; if the favoured ones do not suffice, others too."""
-    fits = order[within_caps(masks.layers(order), caps)]
+    for offered in (order[: 2 * count], order):  # what fits does not depend on what comes later
+        fits = offered[within_caps(masks.layers(offered), caps)]
+        if len(fits) >= count:
+            break
     if len(fits) < count and len(order) < len(all_):
         favoured = torch.zeros(masks.size, dtype=torch.bool, device=order.device)
         favoured[order] = True
