@@ -4,7 +4,8 @@ A sparse model is trained for a while with a fixed mask. Then, for each kind of 
 same further steps on the same batches, the learning rate falling to 0 in a line. After 0, 1, 5, 20, 50 and 200 of these
 steps the loss of each is taken, window by window, on one set of windows of `meta` and one of `val`. That gives
 
-- the score: a child's loss on `meta` less the parent's, at once and after a look-ahead that all of them take;
+- the score: a child's loss on `meta` less the parent's, at once and after a look-ahead that all of them take; beside it
+  the score that Sparsae itself would give on one micro-batch, after one long step (`reach`);
 - its reliability: the correlation, over children, between scores on disjoint halves of those windows;
 - the fate: a child's loss on `val` less the parent's in the end, its spread over children, and the noise of that;
 - whether the score foretells the fate: their correlation, over children of one kind and over the kinds' means.
@@ -33,19 +34,15 @@ from heterodox.update.sparse.topology import Change, Sight
 
 LOOKS = (0, 1, 5, 20, 50, 200)
 TOKENS = (256, 1024, 4096)
+REACHES = (1, 4)
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    f"{drop} drops, {grow} growth, {share:.1%}, {first}": (first, {"drop": drop, "grow": grow, "mutation": share})
-    for drop, grow, share, first in [
-        ("magnitude", "uniform", 0.02, "zero"),
-        ("magnitude", "activity", 0.02, "zero"),
-        ("magnitude", "relative", 0.02, "zero"),
-        ("magnitude", "uniform", 0.3, "zero"),
-        ("magnitude", "activity", 0.3, "zero"),
-        ("magnitude", "relative", 0.3, "zero"),
-        ("uniform", "uniform", 0.005, "he"),
-        ("uniform", "uniform", 0.02, "zero"),
-        ("uniform", "uniform", 0.08, "small"),
-    ]
+    "literal": ("he", {"drop": "uniform", "grow": "uniform", "scope": "global", "mutation": 0.005}),
+    "uniform-drops-2": ("zero", {"drop": "uniform", "grow": "uniform", "mutation": 0.02}),
+}
+KINDS |= {
+    f"{grow}-{share}": ("zero", {"grow": grow, "mutation": share / 100})
+    for share in (2, 30)
+    for grow in ("uniform", "relative", "activity")
 }
 
 
@@ -58,8 +55,10 @@ class Study:
         size = session.recipe.run.eval_batch_size
         micro = self.update.topology._micro
         assert micro is not None
+        self.micro = micro
         self.meta = [micro.next_batch() for _ in range(-(-windows // session.recipe.update.topology.micro_batch))]
         self.val = list(itertools.islice(iter(session.val_batches), max(1, 3 * windows // size)))
+        self.place = micro.state()
         self.sight = sight_of(session)
         self.before = kept(session)
 
@@ -67,7 +66,7 @@ class Study:
         """Losses by window after some further steps; then everything is as it was."""
         losses = {}
         for done in range(steps + 1):
-            if done in LOOKS:
+            if done in LOOKS or done == steps:
                 losses[f"meta {done}"], losses[f"val {done}"] = self.losses(self.meta), self.losses(self.val)
             if done < steps:
                 self.session.learner.step(self.session.loader.next_batch(), lr_scale=1 - done / steps)
@@ -82,26 +81,23 @@ class Study:
         model.train()
         return losses.double()
 
-    def children(self, initial: Any, changes: dict[str, Any], count: int) -> list[Change]:
-        self.update.new_weights = initial
+    def generation(self, kind: str, count: int, **changes: Any) -> Generation:
+        """A parent and so many children of a kind; the same children whatever is changed in how they are judged."""
+        self.update.new_weights, section = KINDS[kind]
         base = self.session.recipe.update.topology.model_dump()
-        fixed = {"children": count, "judge": "at_once", "signal": "micro_batch", "decay": "constant"}
-        section = base | fixed | {"reset": base["reset"] | {"probability": 0.0}} | changes
+        fixed = {"children": count, "signal": "micro_batch", "decay": "constant"}
+        fixed["reset"] = base["reset"] | {"probability": 0.0}
+        choice = SparsaeOptions.model_validate(base | fixed | section | changes)
         topology = self.update.topology
-        generation = Generation(
-            SparsaeOptions.model_validate(section),
-            self.sight,
-            self.update.window,
-            topology._micro,
-            topology.bounds,
-            0.0,
-        )
-        return [Change(*pair) for pair in zip(generation.masks[1:], generation.values[1:], strict=True)]
+        self.micro.load_state(self.place)
+        return Generation(choice, self.sight, self.update.window, self.micro, topology.bounds, 0.0)
 
     def measure(self, kind: str, parent: dict[str, Tensor], steps: int, count: int) -> dict[str, Any]:
         """What is known of one kind of children."""
         rows = []
-        for change in self.children(*KINDS[kind], count):
+        judged = {reach: self.generation(kind, count, judge="look_ahead", reach=reach) for reach in REACHES}
+        children = self.generation(kind, count, judge="at_once")
+        for change in map(Change, children.masks[1:], children.values[1:]):
             self.update._rewire(change, self.sight, dict(self.session.model.named_parameters()))
             losses = self.follow(steps)
             rows.append({name: losses[name] - parent[name] for name in losses})
@@ -111,6 +107,10 @@ class Study:
         around = ways[f"val {steps}"] - ways[f"val {steps}"].mean(dim=0)
         told["fate"] = [float(fate.mean()), float(fate.std())]
         told["noise_of_fate"] = float(around.std(dim=1).mean() / around.shape[1] ** 0.5)
+        for reach, generation in judged.items():
+            own = torch.tensor([row["ce"] - generation.rows[0]["ce"] for row in generation.rows[1:]]).double()
+            told[f"reach_{reach}"] = [float(own.mean()), float(own.std())]
+            told[f"reach_{reach}_foretells"] = correlation(own, fate)
         for look in [look for look in LOOKS if look <= steps]:
             scores = ways[f"meta {look}"]
             told[f"score_{look}"] = [float(scores.mean()), float(scores.mean(dim=1).std())]
@@ -142,9 +142,9 @@ def main() -> None:
         found.append(study.measure(kind, parent, options.further, options.children))
         print(json.dumps(found[-1]), flush=True)
     fates = torch.tensor([told["fate"][0] for told in found])
-    for look in [look for look in LOOKS if look <= options.further]:
-        scores = torch.tensor([told[f"score_{look}"][0] for told in found])
-        print(json.dumps({"look": look, "foretells_over_kinds": correlation(scores, fates)}))
+    looks = [f"score_{look}" for look in LOOKS if look <= options.further] + [f"reach_{reach}" for reach in REACHES]
+    over_kinds = {look: correlation(torch.tensor([told[look][0] for told in found]), fates) for look in looks}
+    print(json.dumps({"foretells_over_kinds": over_kinds}))
 
 
 def reliability(scores: Tensor, windows: int) -> float | None:
