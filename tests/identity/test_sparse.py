@@ -268,10 +268,10 @@ def test_looking_ahead_tells_the_step_that_follows(around):
     assert not torch.allclose(ahead.newborn(masks.join(before)[new], -flat[new]), now[new], rtol=1e-2)
 
 
-def scored(mutation: float) -> tuple[list[float], float]:
-    """The losses of a parent and two children that swap this share, and the parent's without a step."""
+def scored(steps: int) -> tuple[list[float], float]:
+    """The losses of a parent and two children in step 3 of so many, and the parent's without a step."""
     reset = {"probability": 0.0, "batch": 4}
-    learner = sparse_learner(options("sparsae", children=2, mutation=mutation, decay="constant", reset=reset))
+    learner = sparse_learner(options("sparsae", children=2, mutation=0.4, reset=reset), steps=steps)
     window, seen = learner.update.window, []
     real = window.loss
 
@@ -287,9 +287,9 @@ def scored(mutation: float) -> tuple[list[float], float]:
 
 def test_all_candidates_take_the_same_step():
     """A child that exchanges nothing scores what its parent scores; that is not what the weights score as they are."""
-    losses, without = scored(0.005)  # less than half a connection in every layer
+    losses, without = scored(3)  # at the end of the schedule the share is 0
     assert losses[0] == losses[1] == losses[2] != without
-    assert len(set(scored(0.4)[0])) == 3
+    assert len(set(scored(30)[0])) == 3
 
 
 def test_aimed_children_grow_where_the_training_signal_is_largest():

@@ -242,7 +242,11 @@ def connected(**section):
     [
         (
             {"topology": {"name": "sparsae", "mutation": 1e-6}},
-            r"mutation 1e-06 of \d+ connections is less than one swap",
+            r"mutation 1e-06 of \d+ connections of the largest layer is less than one swap",
+        ),
+        (
+            {"topology": {"name": "sparsae", "mutation": 1e-6, "scope": "global"}},
+            r"mutation 1e-06 of \d+ connections in all is less than one swap; make it at least 0\.\d+",
         ),
         ({"topology": "static", "sparsity": 0.999}, r"leaves 2 of \d+ connections for 12 layers"),
         ({"topology": {"name": "sparsae", "bounds": {"min_sparsity": 0.9}}, "sparsity": 0.8}, r"allow \d+ to \d+ conn"),

@@ -71,10 +71,12 @@ class Sparsae(Topology):
             return list(masks.sizes)
         bounds = self.bounds = Bounds(self.options.bounds, masks.sizes, sparsity)
         counts = distribute(masks.shapes, sparsity, distribution, bounds.lower, bounds.upper)
-        if self.options.children and round(self.options.mutation * sum(counts)) < 1:
+        options, most = self.options, max(counts) if self.options.scope == "layer" else sum(counts)
+        if options.children and round(options.mutation * most) < 1:
+            where = "of the largest layer" if options.scope == "layer" else "in all"
             raise RecipeError(
-                f"update.topology.mutation {self.options.mutation} of {sum(counts)} connections is less than one swap; "
-                f"make it at least {1 / sum(counts):.2g}"
+                f"update.topology.mutation {options.mutation} of {most} connections {where} is less than one swap; "
+                f"make it at least {1 / most:.2g}"
             )
         return counts
 
