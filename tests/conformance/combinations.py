@@ -22,7 +22,10 @@ UPDATE_VARIANTS: dict[str, dict[str, Any]] = {
     "sparse set": SPARSE | {"topology": {"name": "set", "every": 2, "until": 1.0}, "new_weights": "small"},
     "sparse sparsae": SPARSE | {"topology": SPARSAE | {"reset": {"batch": 8, "probability": 0.3}}},
     "sparse sparsae literal": SPARSE | {
-        "topology": SPARSAE | {"judge": "at_once", "drop": "uniform", "grow": "uniform", "selection": "random"},
+        "topology": SPARSAE | {
+            "judge": "at_once", "signal": "micro_batch", "drop": "uniform", "grow": "uniform", "scope": "global",
+            "survival": "plus", "decay": "constant", "selection": "random",
+        },
         "new_weights": "he", "around": {"name": "sgd", "momentum": 0.9},
     },
 }  # fmt: skip

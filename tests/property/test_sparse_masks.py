@@ -14,7 +14,7 @@ from heterodox.model import GPT
 from heterodox.update.sparse.distribution import distribute, num_active
 from heterodox.update.sparse.masks import Masks, within_caps
 from heterodox.update.sparse.sparsae.bounds import Bounds, BoundsOptions
-from heterodox.update.sparse.sparsae.swaps import apply_swap, most, pools, swap
+from heterodox.update.sparse.sparsae.swaps import apply_swap, favoured, most, pools, swap, swap_in_layers
 from tests.tiny import tiny_batch
 from tests.tiny_sparse import masked_entries, options, sparse_learner
 
@@ -78,9 +78,10 @@ def drawn_masks(shapes: dict[str, torch.Size], counts: list[int], generator: tor
     slack=st.floats(0.0, 0.3),
     count=st.integers(1, 200),
     aimed=st.tuples(st.booleans(), st.booleans()),
+    in_layers=st.booleans(),
     seed=st.integers(0, 2**20),
 )
-def test_a_swap_keeps_the_count_and_no_layer_leaves_its_bounds(shapes, sparsity, slack, count, aimed, seed):
+def test_a_swap_keeps_the_count_and_no_layer_leaves_its_bounds(shapes, sparsity, slack, count, aimed, in_layers, seed):
     sizes = [shape.numel() for shape in shapes.values()]
     limits = {"min_sparsity": max(sparsity - slack, 0.0), "max_sparsity": min(sparsity + slack + 0.01, 0.99)}
     bounds = Bounds(BoundsOptions.model_validate(limits), sizes, sparsity)
@@ -91,13 +92,22 @@ def test_a_swap_keeps_the_count_and_no_layer_leaves_its_bounds(shapes, sparsity,
     generator = torch.Generator().manual_seed(seed)
     masks = drawn_masks(shapes, counts, generator)
     values = torch.rand(masks.size, generator=generator)
-    chosen = pools(masks, values if aimed[0] else None, values if aimed[1] else None, 2 * count)
-    change = swap(masks, bounds, chosen, min(count, most(masks, bounds)), generator)
+    quotas = [min(count, size) for size in sizes]
+    wide = [2 * quota for quota in quotas] if in_layers else 2 * count
+    among = (masks.flat, ~masks.flat)
+    chosen = pools(
+        masks, *(favoured(values, a, masks, wide) if aim else None for aim, a in zip(aimed, among, strict=True))
+    )
+    if in_layers:
+        change = swap_in_layers(masks, chosen, quotas, generator)
+    else:
+        change = swap(masks, bounds, chosen, min(count, most(masks, bounds)), generator)
     assert len(change.dropped) == len(change.grown) == len(change.dropped.unique()) == len(change.grown.unique())
     assert bool(masks.flat[change.dropped].all())
     assert not bool(masks.flat[change.grown].any())
     after = masks.counts(apply_swap(masks.flat, change))
     assert sum(after) == sum(counts)
+    assert after == counts or not in_layers
     assert all(low <= have <= high for low, have, high in zip(bounds.lower, after, bounds.upper, strict=True))
 
 
@@ -106,10 +116,13 @@ def test_a_swap_reaches_the_count_where_the_bounds_leave_room():
     bounds = Bounds(BoundsOptions.model_validate({"min_sparsity": 0.5, "max_sparsity": 0.9}), [400, 400], 0.8)
     generator = torch.Generator().manual_seed(0)
     masks = drawn_masks(shapes, [80, 80], generator)
-    assert len(swap(masks, bounds, pools(masks, None, None, 0), 30, generator).dropped) == 30
+    assert len(swap(masks, bounds, pools(masks), 30, generator).dropped) == 30
+    quotas = [5, 30]
+    change = swap_in_layers(masks, pools(masks), quotas, generator)
+    assert masks.count(change.dropped) == masks.count(change.grown) == quotas
     tight = Bounds(BoundsOptions.model_validate({"min_sparsity": 0.8, "max_sparsity": 0.8}), [400, 400], 0.8)
     assert most(masks, tight) == 0
-    assert len(swap(masks, tight, pools(masks, None, None, 0), 30, generator).dropped) == 0
+    assert len(swap(masks, tight, pools(masks), 30, generator).dropped) == 0
 
 
 topologies = st.sampled_from(["static", "magnitude", "set", "rigl", "sparsae"])
@@ -122,6 +135,10 @@ cases: dict[str, st.SearchStrategy[Any]] = {
     "burn_in": st.integers(0, 2),
     "judge": st.sampled_from(["at_once", "look_ahead"]),
     "selection": st.sampled_from(["proxy", "ce_only", "random"]),
+    "survival": st.sampled_from(["plus", "comma"]),
+    "scope": st.sampled_from(["layer", "global", "mixed"]),
+    "grow": st.sampled_from(["uniform", "activity", "mixed"]),
+    "signal": st.sampled_from(["training", "micro_batch"]),
     "width": st.sampled_from([4, 8]),
     "seed": st.integers(0, 1000),
 }
@@ -130,12 +147,14 @@ cases: dict[str, st.SearchStrategy[Any]] = {
 def learner_of(case: dict[str, Any]):
     topology = options(case["topology"])
     if case["topology"] == "sparsae":
-        topology |= {"judge": case["judge"], "selection": case["selection"], "children": 2}
+        topology |= {key: case[key] for key in ("judge", "selection", "survival", "scope", "grow", "signal")}
+        topology["children"] = 2
         topology["reset"] = {"probability": 0.3, "batch": 4}
     around = {"name": "adamw"} if case["around"] == "adamw" else {"name": "sgd", "momentum": 0.9, "weight_decay": 0.1}
     model = GPT.Config(layers=1, heads=2, width=case["width"], context=6, bias=True)
     return sparse_learner(
         topology,
+        steps=9,
         model=model.build(11, Streams(case["seed"])).double(),
         seed=case["seed"],
         around=around,

@@ -50,6 +50,30 @@ def test_a_comparison_holds_the_ceiling_and_the_floor_and_differs_in_the_rule_al
     assert all(sections == shared[0] for sections in shared)
 
 
+def sparse_cost(recipe) -> float:
+    """Windows that a run passes forward; a backward pass counts as two."""
+    steps, search = recipe.run.budget.steps, recipe.update.topology
+    windows = 3.0 * steps * recipe.run.batch_size
+    if recipe.objective.name == "self_distillation":
+        windows += (steps - recipe.objective.warmup_steps) * recipe.run.batch_size
+    if search.name == "sparsae":
+        passes = 1 if search.signal == "training" and search.judge == "look_ahead" else 3
+        event = passes * search.micro_batch * (1 + search.children) + search.reset.batch
+        windows += search.num_events(steps) * event
+    return windows
+
+
+@pytest.mark.parametrize("folder", ["sparse", "sparse_90"])
+def test_sparse_methods_spend_equally(folder):
+    recipes = [load_recipe(path, ["data.path=text.txt"]) for path in expand([ROOT / folder])]
+    costs = {recipe.name: sparse_cost(recipe) for recipe in recipes if recipe.update.name == "sparse"}
+    assert len(set(costs)) >= 7
+    assert max(costs.values()) < 1.001 * min(costs.values()), costs
+    searching = [recipe for recipe in recipes if "sparsae" in recipe.name]
+    assert len({recipe.run.budget.steps for recipe in searching}) > 1
+    assert {recipe.update.lr for recipe in recipes} == {3e-3}
+
+
 def test_the_ladder_is_measured_from_plain_backprop(tmp_path):
     study = Study([load_recipe(path) for path in expand([ROOT / "local"])], tmp_path, num_seeds=1)
     assert study.baseline == "backprop"

@@ -10,11 +10,13 @@ from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.update import Sparse
+from heterodox.update.sparse.masks import Masks
 from heterodox.update.sparse.schedule import Schedule, cubic
 from heterodox.update.sparse.sparsae.bounds import Bounds, BoundsOptions
 from heterodox.update.sparse.sparsae.prefetch import Prefetch
 from heterodox.update.sparse.sparsae.proxy import Proxy, ProxyOptions, layer_activities, unevenness
 from heterodox.update.sparse.sparsae.reset import ResetOptions, Resets
+from heterodox.update.sparse.sparsae.swaps import relative_signal
 from tests.tiny import tiny_batch, tiny_gpt
 from tests.tiny_sparse import RandomBatches, options, sparse_learner, supply
 
@@ -118,19 +120,76 @@ def test_every_candidate_is_told_and_the_costs_are_the_windows():
     for number, row in enumerate(masks[1:]):
         group = told[4 * number : 4 * number + 4]
         assert (
-            [r["won"] for r in group].index(True) == row["winner"] == min(group, key=lambda r: r["score"])["candidate"]
+            [r["won"] for r in group].index(True)
+            == row["winner"]
+            == min(group[1:], key=lambda r: r["score"])["candidate"]
         )
         assert row["grown"] == row["dropped"] == group[row["winner"]]["swaps"]
         assert row["active"] == masks[0]["active"] == sum(layer["active"] for layer in row["layers"].values())
     model = learner.model
     forward = model.forward_flops(4, 6)
-    searched = 3 * forward.total + 3 * forward.total + forward.total  # signal; parent, children; stagnation
-    assert forward.with_backward == 3 * forward.total
-    assert reports[2].cost.flops == forward.with_backward + searched - 0 + forward.total
-    assert reports[2].cost.meta_tokens == 6 * 24
+    searched = (1 + 3 + 1) * forward.total  # parent, children, stagnation
+    assert reports[2].cost.flops == forward.with_backward + searched
+    assert reports[2].cost.meta_tokens == 5 * 24
     assert reports[1].cost.flops == forward.with_backward
     assert reports[1].cost.meta_tokens == 0
     assert 0 < reports[1].cost.masked_flops < reports[1].cost.flops
+
+
+def test_a_signal_of_its_own_costs_a_backward_pass_more():
+    costs = {}
+    for signal in ("training", "micro_batch"):
+        learner = sparse_learner(options("sparsae", children=3, signal=signal))
+        costs[signal] = [learner.step(tiny_batch(seed=step)).cost for step in range(1, 4)][2]
+    forward = learner.model.forward_flops(4, 6)
+    assert costs["micro_batch"].flops - costs["training"].flops == forward.with_backward
+    assert costs["micro_batch"].meta_tokens - costs["training"].meta_tokens == 24
+    assert costs["micro_batch"].masked_flops > costs["training"].masked_flops > 0  # that one needs a dense signal
+
+
+def test_the_parent_competes_or_gives_way():
+    winners = {}
+    for survival in ("plus", "comma"):
+        learner = sparse_learner(options("sparsae", children=2, every=1, survival=survival), steps=40)
+        rows = [row for row in events_of(learner, 20) if row["kind"] == "candidate"]
+        winners[survival] = {row["candidate"] for row in rows if row["won"]}
+    assert winners == {"plus": {0, 1, 2}, "comma": {1, 2}}
+
+
+def test_swaps_get_smaller_along_a_cosine():
+    learner = sparse_learner(options("sparsae", children=1, every=10, mutation=0.4), steps=40)
+    rows = [row for row in events_of(learner, 40) if row["kind"] == "candidate" and row["candidate"]]
+    active = learner.update.num_active
+    expected = [0.4 * active * share for share in (0.8536, 0.5, 0.1464, 0.0)]
+    assert [row["swaps"] for row in rows] == pytest.approx(expected, abs=6)  # rounded in each of twelve layers
+    assert rows[-1]["swaps"] == 0
+
+
+def test_the_relative_signal_sees_through_the_scales_of_units():
+    shapes = {"a": torch.Size([5, 7]), "b": torch.Size([3, 4])}
+    masks = Masks(shapes)
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(shape, generator=generator).double() for name, shape in shapes.items()}
+    relative = relative_signal(masks.join(base), masks)
+    square = base["b"].square()
+    by_hand = base["b"][1, 2].abs() / (square[1].mean() * square[:, 2].mean()).sqrt()
+    assert masks.split(relative)["b"][1, 2] == pytest.approx(float(by_hand))
+    base["a"][4] *= 1000
+    loud = masks.join(base)[:35]
+    assert set((loud.abs().topk(7).indices // 7).tolist()) == {4}
+    assert len(set((relative_signal(masks.join(base), masks)[:35].topk(7).indices // 7).tolist())) > 2
+
+
+def test_children_are_made_in_turn():
+    made = {}
+    for kinds in ({"grow": "mixed", "scope": "layer"}, {"grow": "mixed", "scope": "mixed"}, {"grow": "activity"}):
+        learner = sparse_learner(options("sparsae", children=4, reset={"probability": 0.0, "batch": 4}, **kinds))
+        made[str(kinds)] = [row["made"] for row in events_of(learner, 3) if row["kind"] == "candidate"][1:]
+    assert list(made.values()) == [
+        ["uniform, layer", "relative, layer", "activity, layer", "uniform, layer"],
+        ["uniform, layer", "relative, global", "activity, layer", "uniform, global"],
+        ["activity, layer"] * 4,
+    ]
 
 
 def test_random_selection_scores_alike_and_lets_chance_decide():
@@ -142,7 +201,7 @@ def test_random_selection_scores_alike_and_lets_chance_decide():
         winners = [row["candidate"] for row in rows[selection] if row["won"]]
         assert len(winners) == 24
         assert len(set(winners)) > 1
-        best = [min(range(4), key=lambda n: rows[selection][4 * e + n]["ce"]) for e in range(24)]
+        best = [min((1, 2, 3), key=lambda n: rows[selection][4 * e + n]["ce"]) for e in range(24)]
         assert (winners == best) == (selection == "ce_only")
     first = [[row["ce"] for row in found[:4]] for found in rows.values()]
     assert first[0] == first[1]
@@ -155,17 +214,18 @@ def test_a_candidate_that_is_not_finite_loses(monkeypatch):
 
     def broken(batch, weights):
         calls.append(bool(weights))
-        return real(batch, weights) * (math.nan if weights else 1)
+        is_child = bool(weights) and len(calls) > 1 and calls[-2]  # the parent's turn comes after a look at stagnation
+        return real(batch, weights) * (math.nan if is_child else 1)
 
     monkeypatch.setattr(window, "loss", broken)
     rows = [row for row in events_of(learner, 6) if row["kind"] == "candidate"]
-    assert sum(calls) == 12
+    assert sum(calls) == 18
     assert all(row["won"] == (row["candidate"] == 0) for row in rows)
     assert all((row["ce"] is None) == (row["candidate"] > 0) for row in rows)
 
 
 def test_the_literal_form_costs_a_backward_pass_for_each_candidate():
-    learner = sparse_learner(options("sparsae", children=2, judge="at_once"), new_weights="he")
+    learner = sparse_learner(options("sparsae", children=2, judge="at_once", signal="micro_batch"), new_weights="he")
     reports = [learner.step(tiny_batch(seed=step)) for step in range(1, 4)]
     forward = learner.model.forward_flops(4, 6)
     assert reports[2].cost.flops == forward.with_backward * 4 + forward.total
@@ -182,7 +242,11 @@ def connected(**section):
     [
         (
             {"topology": {"name": "sparsae", "mutation": 1e-6}},
-            r"mutation 1e-06 of \d+ connections is less than one swap",
+            r"mutation 1e-06 of \d+ connections of the largest layer is less than one swap",
+        ),
+        (
+            {"topology": {"name": "sparsae", "mutation": 1e-6, "scope": "global"}},
+            r"mutation 1e-06 of \d+ connections in all is less than one swap; make it at least 0\.\d+",
         ),
         ({"topology": "static", "sparsity": 0.999}, r"leaves 2 of \d+ connections for 12 layers"),
         ({"topology": {"name": "sparsae", "bounds": {"min_sparsity": 0.9}}, "sparsity": 0.8}, r"allow \d+ to \d+ conn"),

@@ -1,7 +1,6 @@
 """What SET and RigL share: every so often the smallest weights of each layer go, and as many other connections come."""
 
 from abc import abstractmethod
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,10 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from heterodox.update.sparse.masks import largest, smallest
-from heterodox.update.sparse.schedule import Schedule, cosine
+from heterodox.update.sparse.schedule import Decay, Schedule, decayed
 from heterodox.update.sparse.topology import Change, Sight, Topology
-
-Decay = Literal["cosine", "constant"]
 
 
 class ExchangeOptions(Schedule):
@@ -40,8 +37,7 @@ class Exchange(Topology):
 
     def change(self, sight: Sight) -> Change | None:
         assert self.schedule is not None
-        progress = self.schedule.progress(sight.step, sight.steps)
-        fraction = self.fraction * (cosine(progress) if self.decay == "cosine" else 1.0)
+        fraction = decayed(self.fraction, self.decay, self.schedule.progress(sight.step, sight.steps))
         sizes = sight.masks.sizes
         size, appeal = sight.weights.abs(), self.appeal(sight)
         flat = sight.masks.flat.clone()

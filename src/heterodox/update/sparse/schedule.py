@@ -1,10 +1,13 @@
 """When masks change, and by how much: schedules as data."""
 
 import math
+from typing import Literal
 
 from pydantic import Field
 
 from heterodox.core import config
+
+Decay = Literal["cosine", "constant"]
 
 
 class Schedule(config.Config):
@@ -41,6 +44,11 @@ class Schedule(config.Config):
                 f"{self.last(budget.steps)} of {budget.steps}: it never would; lower it"
             ]
         return []
+
+
+def decayed(value: float, decay: Decay, progress: float) -> float:
+    """`value`, after a share `progress` of the time in which it decays."""
+    return value * (cosine(progress) if decay == "cosine" else 1.0)
 
 
 def cosine(progress: float) -> float:

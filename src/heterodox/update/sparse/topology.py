@@ -14,12 +14,10 @@ from heterodox.core.protocols import Stateless
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.core.state import Tree
+from heterodox.update.sparse.ahead import Ahead
 from heterodox.update.sparse.distribution import Distribution, distribute
 from heterodox.update.sparse.masks import Masks
 from heterodox.update.sparse.schedule import Schedule
-
-Move = Callable[[Tensor, Tensor], Tensor]
-"""From values and a signal of entries without a past to the values after their first step."""
 
 
 @dataclass
@@ -28,7 +26,7 @@ class Sight:
 
     `weights` and `signal` are flat, over all entries of all masked matrices; the signal is the credit rule's, the mean
     over the ranks before the clip, and there only where the topology asks for it. `draw` gives new connections their
-    first values, by their flat positions.
+    first values, by their flat positions. `ahead` tells where the inner update would go.
     """
 
     step: int
@@ -37,7 +35,7 @@ class Sight:
     weights: Float[Tensor, " entries"]
     signal: Float[Tensor, " entries"] | None
     draw: Callable[[Int[Tensor, " n"], str], Tensor]
-    first_step: Move
+    ahead: Ahead
     window: Window | None
     streams: Streams
 

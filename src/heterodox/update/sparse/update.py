@@ -26,6 +26,7 @@ from heterodox.core.rng import Streams
 from heterodox.core.services import Connected, Services
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Cost, UpdateReport
+from heterodox.update.sparse.ahead import Ahead
 from heterodox.update.sparse.config import SparseOptions
 from heterodox.update.sparse.distribution import Distribution
 from heterodox.update.sparse.layers import choose_layers
@@ -158,7 +159,7 @@ class Sparse:
             weights=weights,
             signal=self._signal,
             draw=lambda grown, name: self._draw(grown, name).to(weights),
-            first_step=lambda values, signal: self._first_step(values, signal, scale),
+            ahead=Ahead(self.make_around, self.around, parameters, masks, scale),
             window=self.window,
             streams=self.streams,
         )
@@ -199,12 +200,6 @@ class Sparse:
     def _draw(self, grown: Tensor, name: str) -> Tensor:
         generator = self.streams.generator("rule", "first values", self.step, name)
         return first_values(grown, self.masks, self.masks.counts(), self.new_weights, generator)
-
-    def _first_step(self, values: Tensor, signal: Tensor, scale: float) -> Tensor:
-        """Where the inner update would take connections that have no past."""
-        new = nn.Parameter(values.clone()[None])
-        self.make_around().apply({"new": new}, {"new": signal[None]}, scale)
-        return new.data[0]
 
     def report(self) -> UpdateReport:
         return self._report

@@ -5,12 +5,14 @@ from typing import Literal
 from pydantic import Field
 
 from heterodox.core import config
-from heterodox.update.sparse.schedule import Schedule
+from heterodox.update.sparse.schedule import Decay, Schedule
 from heterodox.update.sparse.sparsae.bounds import BoundsOptions
 from heterodox.update.sparse.sparsae.proxy import ProxyOptions
 from heterodox.update.sparse.sparsae.reset import ResetOptions
 
 Selection = Literal["proxy", "ce_only", "random"]
+Growth = Literal["uniform", "activity", "relative", "mixed"]
+Scope = Literal["layer", "global", "mixed"]
 
 
 class SparsaeOptions(Schedule):
@@ -18,18 +20,30 @@ class SparsaeOptions(Schedule):
 
     name: Literal["sparsae"] = "sparsae"
     children: int = Field(4, ge=0, description="candidates in an event besides the mask that is there, λ; 0: static")
-    mutation: float = Field(0.01, gt=0, le=1, description="share of the connections that a child swaps")
+    survival: Literal["plus", "comma"] = Field(
+        "comma", description="whether the parent competes, (1 + λ), or gives way to a child in every event, (1, λ)"
+    )
+    mutation: float = Field(0.3, gt=0, le=1, description="share of the connections that a child swaps")
+    decay: Decay = Field("cosine", description="of that share, over the time for changes")
+    scope: Scope = Field(
+        "layer", description="where: the same share of every layer, anywhere within the bounds, or the two in turn"
+    )
     drop: Literal["uniform", "magnitude"] = Field(
-        "magnitude", description="what a child drops: any connection, or one of the smallest for its layer"
+        "magnitude", description="what a child drops: any connection, or the smallest for their layer"
     )
-    grow: Literal["uniform", "activity"] = Field(
-        "uniform", description="what it grows: any missing connection, or one of those with the largest signal"
+    grow: Growth = Field(
+        "mixed",
+        description="what it grows: any missing connection, or among those with the largest signal, as it is or "
+        "relative to row and column; `mixed`: the three in turn",
     )
-    pool: float = Field(2.0, ge=1, description="`magnitude` and `activity` choose among so many times what they need")
+    pool: float = Field(2.0, ge=1, description="growth by signal chooses among so many times what it needs")
+    signal: Literal["training", "micro_batch"] = Field(
+        "training", description="that of the training step, or of a pass on a micro-batch; for growth and look-ahead"
+    )
     judge: Literal["at_once", "look_ahead"] = Field(
-        "look_ahead", description="score a child as it is, or after a first step of its new connections"
+        "look_ahead", description="score candidates as they are, or after a step that all of them take"
     )
-    reach: float = Field(1.0, gt=0, description="length of that step, in steps of the inner update")
+    reach: float = Field(4.0, gt=0, description="length of that step, in steps of the inner update")
     selection: Selection = Field(
         "proxy", description="who wins: the best composite score, the lowest loss, or chance (the control)"
     )

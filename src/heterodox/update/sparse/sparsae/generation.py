@@ -1,6 +1,8 @@
 """One event of the search: a parent, its children, and what each of them scores."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -10,11 +12,26 @@ from torch import Tensor
 
 from heterodox.core.extensions import Window
 from heterodox.core.services import Batches
+from heterodox.update.sparse.schedule import decayed
 from heterodox.update.sparse.sparsae.bounds import Bounds
 from heterodox.update.sparse.sparsae.config import Selection, SparsaeOptions
 from heterodox.update.sparse.sparsae.proxy import layer_activities, unevenness
-from heterodox.update.sparse.sparsae.swaps import Pools, Swap, apply_swap, most, pools, relative_size, swap
+from heterodox.update.sparse.sparsae.swaps import (
+    Pools,
+    Swap,
+    apply_swap,
+    favoured,
+    most,
+    pools,
+    relative_signal,
+    relative_size,
+    swap,
+    swap_in_layers,
+)
 from heterodox.update.sparse.topology import Sight
+
+GROWTHS = ("uniform", "relative", "activity")
+SCOPES = ("layer", "global")
 
 
 class Generation:
@@ -35,19 +52,29 @@ class Generation:
     ) -> None:
         self.options, self.sight, self.window, self.bounds = options, sight, window, bounds
         self.reset_probability = reset_probability
-        batch = micro.next_batch()
-        loss, grads = window.signal(batch, {})
-        self.signal = sight.masks.join(grads)
-        self.batch = batch
-        if options.judge == "look_ahead":  # not the batch that the step is taken on, which would flatter it
-            self.batch = micro.next_batch()
-            loss = window.loss(self.batch, {})
+        share = decayed(options.mutation, options.decay, options.progress(sight.step, sight.steps))
+        self.quotas = [round(share * active) for active in sight.masks.counts()]
+        self.batch = micro.next_batch()
+        if options.signal == "training":
+            assert sight.signal is not None
+            self.signal, loss = sight.signal, None
+        else:
+            loss, grads = window.signal(self.batch, {})
+            self.signal = sight.masks.join(grads)
         self.rows: list[dict[str, Any]] = []
         self.masks: list[Bool[Tensor, " entries"]] = []
         self.values: list[Float[Tensor, " grown"] | None] = []
         self.activities: list[list[float]] = []
-        self._add(loss, self.signal, sight.masks.flat.clone(), None, {"swaps": 0, "reset": False})
+        self._known: dict[tuple[str, str], Tensor] = {}
         scratch = sight.weights.clone()
+        if options.judge == "look_ahead":
+            if options.signal == "micro_batch":
+                self.batch = micro.next_batch()  # not the batch that the step is taken on, which would flatter it
+            scratch += options.reach * (sight.ahead.present(self.signal) - scratch)
+            loss = None
+        if loss is None:
+            loss = window.loss(self.batch, sight.masks.split(scratch))
+        self._add(loss, self.signal, sight.masks.flat.clone(), None, {"swaps": 0, "reset": False, "made": "parent"})
         for number in range(1, options.children + 1):
             self._add_child(number, scratch)
 
@@ -56,41 +83,54 @@ class Generation:
         sight, options = self.sight, self.options
         generator = sight.generator("child", number)
         reset = bool(torch.rand((), generator=generator) < self.reset_probability)
-        change = self._swap(reset, generator)
+        growth, scope = _in_turn(options.grow, number, GROWTHS), _in_turn(options.scope, number, SCOPES)
+        change = self._swap(reset, growth, scope, generator)
         born = sight.draw(change.grown, f"child {number}")
         views = sight.masks.split(scratch)
+        kept = scratch[change.dropped]
         scratch[change.dropped] = 0
-        if options.judge == "at_once":
-            scratch[change.grown] = born
+        scratch[change.grown] = born
+        if options.judge == "look_ahead":
+            step = sight.ahead.newborn(born, self.signal[change.grown]) - born
+            scratch[change.grown] += options.reach * step
+        if options.judge == "at_once" and options.signal == "micro_batch":
             loss, grads = self.window.signal(self.batch, views)
             signal = sight.masks.join(grads)
         else:
-            signal = self.signal
-            step = sight.first_step(born, signal[change.grown]) - born
-            scratch[change.grown] = born + options.reach * step
-            loss = self.window.loss(self.batch, views)
-        scratch[change.dropped] = sight.weights[change.dropped]
+            loss, signal = self.window.loss(self.batch, views), self.signal
+        scratch[change.dropped] = kept
         scratch[change.grown] = 0
-        about = {"swaps": len(change.grown), "reset": reset}
+        about = {"swaps": len(change.grown), "reset": reset, "made": "reset" if reset else f"{growth}, {scope}"}
         self._add(loss, signal, apply_swap(sight.masks.flat, change), born, about)
 
-    def _swap(self, reset: bool, generator: torch.Generator) -> Swap:
-        options, masks = self.options, self.sight.masks
-        share = options.reset.fraction if reset else options.mutation
-        count = min(max(round(share * int(masks.flat.sum())), 1), most(masks, self.bounds))
-        return swap(masks, self.bounds, self._anything if reset else self._aimed, count, generator)
+    def _swap(self, reset: bool, growth: str, scope: str, generator: torch.Generator) -> Swap:
+        masks, bounds = self.sight.masks, self.bounds
+        if reset:
+            count = round(self.options.reset.fraction * sum(masks.counts()))
+            return swap(masks, bounds, self._pools, min(count, most(masks, bounds)), generator)
+        drop_first, grow_first = self._favoured(self.options.drop, scope), self._favoured(growth, scope)
+        chosen = replace(self._pools, drop_first=drop_first, grow_first=grow_first)
+        if scope == "layer":
+            return swap_in_layers(masks, chosen, self.quotas, generator)
+        return swap(masks, bounds, chosen, min(sum(self.quotas), most(masks, bounds)), generator)
 
     @cached_property
-    def _anything(self) -> Pools:
-        return pools(self.sight.masks, None, None, 0)
+    def _pools(self) -> Pools:
+        return pools(self.sight.masks)
 
-    @cached_property
-    def _aimed(self) -> Pools:
-        options, masks = self.options, self.sight.masks
-        size = relative_size(self.sight.weights, masks) if options.drop == "magnitude" else None
-        activity = self.signal.abs() if options.grow == "activity" else None
-        count = math.ceil(options.pool * options.mutation * int(masks.flat.sum()))
-        return pools(masks, size, activity, count)
+    def _favoured(self, kind: str, scope: str) -> Tensor | None:
+        """What such children drop or grow first, the same for all of them."""
+        if kind == "uniform":
+            return None
+        if (kind, scope) not in self._known:
+            masks, counts = self.sight.masks, self.quotas
+            if kind == "magnitude":
+                appeal, among = -relative_size(self.sight.weights, masks), masks.flat
+            else:
+                appeal = self.signal.abs() if kind == "activity" else relative_signal(self.signal, masks)
+                among, counts = ~masks.flat, [math.ceil(self.options.pool * quota) for quota in counts]
+            self._known[kind, scope] = favoured(appeal, among, masks, counts if scope == "layer" else sum(counts))
+        return self._known[kind, scope]
 
     def _add(self, loss: Tensor, signal: Tensor, flat: Tensor, values: Tensor | None, about: dict[str, Any]) -> None:
         masks = self.sight.masks
@@ -109,8 +149,9 @@ class Generation:
         self.activities.append(layers)
 
     def choose(self, selection: Selection) -> int:
-        """The number of the winner; the parent where no candidate is finite."""
-        finite = [row for row in self.rows if row["finite"]] or self.rows[:1]
+        """The number of the winner; the parent where no candidate that may win is finite."""
+        rivals = self.rows if self.options.survival == "plus" else self.rows[1:]
+        finite = [row for row in rivals if row["finite"]] or self.rows[:1]
         if selection == "random":
             winner = finite[int(torch.randint(len(finite), (), generator=self.sight.generator("winner")))]
         else:
@@ -119,6 +160,11 @@ class Generation:
         for row in self.rows:
             row["won"] = row is winner
         return winner["candidate"]
+
+
+def _in_turn(choice: str, number: int, kinds: Sequence[str]) -> str:
+    """The kind of a child with this number, from 1."""
+    return kinds[(number - 1) % len(kinds)] if choice == "mixed" else choice
 
 
 def loggable(value: Any) -> Any:

@@ -2,18 +2,21 @@
 
     children: M with as many connections dropped as grown     winner: the lowest P on a micro-batch of the meta split
 
-A child drops connections (any, or among the smallest of its layer) and grows as many (any, or among those whose signal
-is largest), within bounds on each layer's sparsity. All candidates are scored on the same micro-batch, dropout off, by
-a composite of cross-entropy, unevenness and gradient activity (`proxy.py`); one that is not finite loses. Now and then
-a child is a reset on a large scale, more often when the run stagnates.
+A child drops connections (any, or the smallest of its layer) and grows as many (any, or among those whose signal is
+largest), in each layer or across layers within bounds on their sparsity; the share that it swaps falls along a cosine.
+All candidates are scored on the same micro-batch, dropout off, by a composite of cross-entropy, unevenness and gradient
+activity (`proxy.py`); one that is not finite loses. Now and then a child is a reset on a large scale, more often when
+the run stagnates.
 
-As the source has it (`judge: at_once`, `drop: uniform`, `grow: uniform`, `new_weights: he`), a child is scored before
-its new connections have learnt anything, and the parent wins nearly always. By default a child's new connections first
-take one step, against the signal that the parent's pass on another micro-batch gave them, and its loss is taken after
-that (`judge: look_ahead`): it is judged by what its connections are about to do, and a child costs one forward pass
-rather than a forward and a backward one. The signal is the credit rule's, so that under another rule than
-backpropagation no gradient is smuggled in. `selection: random` is the control: the same children, the same costs, and
-a random winner.
+As the source has it (`judge: at_once`, `signal: micro_batch`, `drop: uniform`, `grow: uniform`, `scope: global`,
+`survival: plus`, a constant share, `new_weights: he`), a child is scored before its new connections have learnt
+anything, and the parent wins nearly always. By default a candidate is judged after a step that all of them take, the
+parent too: along the signal of the training step, `reach` times as long as the inner update's own (`judge:
+look_ahead`). A long step shows what a short one hides, that connections which all grow where the signal is largest
+overshoot together. And the parent gives way to the best child (`survival: comma`), since no candidate can show within a
+step what it is worth to have moved at all. A child costs one forward pass; no backward pass is made for the search.
+The signal is the credit rule's, so that under another rule than backpropagation no gradient is smuggled in.
+`selection: random` is the control: the same children, the same costs, and a random winner.
 """
 
 import math
@@ -45,6 +48,7 @@ class Sparsae(Topology):
     def __init__(self, options: SparsaeOptions) -> None:
         self.options = options
         self.schedule = options
+        self.wants_signal = options.signal == "training" and options.children > 0
         self.proxy, self.resets = Proxy(options.proxy), Resets(options.reset)
         self.events = self.wins = 0
         self.bounds: Bounds | None = None
@@ -67,10 +71,12 @@ class Sparsae(Topology):
             return list(masks.sizes)
         bounds = self.bounds = Bounds(self.options.bounds, masks.sizes, sparsity)
         counts = distribute(masks.shapes, sparsity, distribution, bounds.lower, bounds.upper)
-        if self.options.children and round(self.options.mutation * sum(counts)) < 1:
+        options, most = self.options, max(counts) if self.options.scope == "layer" else sum(counts)
+        if options.children and round(options.mutation * most) < 1:
+            where = "of the largest layer" if options.scope == "layer" else "in all"
             raise RecipeError(
-                f"update.topology.mutation {self.options.mutation} of {sum(counts)} connections is less than one swap; "
-                f"make it at least {1 / sum(counts):.2g}"
+                f"update.topology.mutation {options.mutation} of {most} connections {where} is less than one swap; "
+                f"make it at least {1 / most:.2g}"
             )
         return counts
 

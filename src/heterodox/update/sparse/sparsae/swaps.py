@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from heterodox.update.sparse.masks import Masks, largest, smallest, within_caps
+from heterodox.update.sparse.masks import Masks, largest, within_caps
 from heterodox.update.sparse.sparsae.bounds import Bounds
 
 
@@ -32,17 +32,21 @@ class Pools:
     grow_first: Int[Tensor, " m"] | None = None
 
 
-def pools(
-    masks: Masks,
-    size: Float[Tensor, " entries"] | None,
-    activity: Float[Tensor, " entries"] | None,
-    count: int,
-) -> Pools:
-    """What may be dropped and grown; the `count` smallest (by `size`) and most active ones first, where given."""
-    flat = masks.flat
-    drop = None if size is None else smallest(size, flat, min(count, int(flat.sum())))
-    grow = None if activity is None else largest(activity, ~flat, min(count, int((~flat).sum())))
-    return Pools(flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1), drop, grow)
+def pools(masks: Masks, drop_first: Tensor | None = None, grow_first: Tensor | None = None) -> Pools:
+    """All that may be dropped and grown, and what is favoured."""
+    return Pools(masks.flat.nonzero().squeeze(1), (~masks.flat).nonzero().squeeze(1), drop_first, grow_first)
+
+
+def favoured(
+    appeal: Float[Tensor, " entries"], among: Bool[Tensor, " entries"], masks: Masks, counts: int | list[int]
+) -> Int[Tensor, " n"]:
+    """Positions of the entries with the most appeal among those marked: so many of all layers together, or of each."""
+    if isinstance(counts, int):
+        return largest(appeal, among, min(counts, int(among.sum())))
+    pieces = zip(masks.starts, appeal.split(masks.sizes), among.split(masks.sizes), counts, strict=True)
+    return torch.cat(
+        [start + largest(values, marked, min(count, int(marked.sum()))) for start, values, marked, count in pieces]
+    )
 
 
 def relative_size(weights: Float[Tensor, " entries"], masks: Masks) -> Float[Tensor, " entries"]:
@@ -53,11 +57,21 @@ def relative_size(weights: Float[Tensor, " entries"], masks: Masks) -> Float[Ten
     return torch.cat(scaled)
 
 
+def relative_signal(signal: Float[Tensor, " entries"], masks: Masks) -> Float[Tensor, " entries"]:
+    """|g| over the root mean squares of its row and of its column, so that no unit draws all connections to itself."""
+    pieces = []
+    for matrix in masks.split(signal).values():
+        square = matrix.square()
+        rows, columns = square.mean(dim=1, keepdim=True), square.mean(dim=0, keepdim=True)
+        pieces.append((matrix.abs() / (rows * columns).sqrt().clamp(min=1e-30)).flatten())
+    return torch.cat(pieces)
+
+
 def swap(masks: Masks, bounds: Bounds, chosen: Pools, count: int, generator: torch.Generator) -> Swap:
     """Draw a swap of `count` connections, or of as many as the bounds allow."""
     active = masks.counts()
-    drop_order = _order(chosen.drop_first, chosen.droppable, count, generator)
-    grow_order = _order(chosen.grow_first, chosen.growable, count, generator)
+    drop_order = _order(chosen.drop_first, chosen.droppable, generator)
+    grow_order = _order(chosen.grow_first, chosen.growable, generator)
     while True:
         spare = [have - low for have, low in zip(active, bounds.lower, strict=True)]
         dropped = _take(masks, drop_order, spare, count, chosen.droppable, generator)
@@ -69,6 +83,23 @@ def swap(masks: Masks, bounds: Bounds, chosen: Pools, count: int, generator: tor
         count = min(len(dropped), len(grown))
 
 
+def swap_in_layers(masks: Masks, chosen: Pools, quotas: list[int], generator: torch.Generator) -> Swap:
+    """Draw a swap of so many connections in every layer, or of as many as it has and lacks; no layer's count moves."""
+    pairs = zip(quotas, masks.counts(), masks.sizes, strict=True)
+    quotas = [min(quota, active, size - active) for quota, active, size in pairs]
+    dropped = _some_of_each(
+        masks, chosen.droppable if chosen.drop_first is None else chosen.drop_first, quotas, generator
+    )
+    grown = _some_of_each(masks, chosen.growable if chosen.grow_first is None else chosen.grow_first, quotas, generator)
+    return Swap(dropped, grown.sort().values)
+
+
+def _some_of_each(masks: Masks, items: Tensor, quotas: list[int], generator: torch.Generator) -> Int[Tensor, " n"]:
+    """At random, so many of each layer's items, which stand layer by layer."""
+    layers = zip(items.split(masks.count(items)), quotas, strict=True)
+    return torch.cat([_shuffled(inside, generator)[:quota] for inside, quota in layers])
+
+
 def most(masks: Masks, bounds: Bounds) -> int:
     """The most connections that one swap can exchange within the bounds."""
     active = masks.counts()
@@ -76,7 +107,7 @@ def most(masks: Masks, bounds: Bounds) -> int:
     return min(spare, masks.size - sum(active))
 
 
-def _order(first: Tensor | None, all_: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _order(first: Tensor | None, all_: Tensor, generator: torch.Generator) -> Tensor:
     """The order in which items are offered: the favoured ones, or all, shuffled."""
     return _shuffled(all_ if first is None else first, generator)
 
@@ -89,7 +120,10 @@ def _take(
     masks: Masks, order: Tensor, caps: list[int], count: int, all_: Tensor, generator: torch.Generator
 ) -> Int[Tensor, " n"]:
     """The first `count` items that fit under their layers' caps; if the favoured ones do not suffice, others too."""
-    fits = order[within_caps(masks.layers(order), caps)]
+    for offered in (order[: 2 * count], order):  # what fits does not depend on what comes later
+        fits = offered[within_caps(masks.layers(offered), caps)]
+        if len(fits) >= count:
+            break
     if len(fits) < count and len(order) < len(all_):
         favoured = torch.zeros(masks.size, dtype=torch.bool, device=order.device)
         favoured[order] = True
