@@ -178,11 +178,14 @@ class Gradient:
         held = activation_bytes(self.model, batch, weights, self.objective, self.credit)
         signal = self.credit.signal(self.model, batch, weights, self.objective)
         self.update.apply(self._parameters | signal.own_parameters, signal.grads | signal.own_grads, 1.0)
+        if self._evolving:
+            signal.cost += self._evolving.mean_cost(batch)
         sizes = {
             "weights": _bytes(dict(self.model.state_dict())),
             "signal": _bytes(signal.grads),
             "update_state": _bytes(self.update.state()),
             "rule_state": rule_state,
+            **({"objective_state": _bytes(self.objective.state())} if self._evolving else {}),
             "activations": held,
         }
         cost = signal.cost + self._cost_of_rating(drawn)
