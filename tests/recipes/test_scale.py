@@ -78,7 +78,7 @@ def test_three_steps_at_the_true_width_and_depth(path, text, tmp_path):
     short += ["run.eval_batch_size=1", "run.device=cpu", "run.precision=float32", "run.sampling.tokens=0"]
     short += ["run.checkpoint_every=1000", "run.keep_checkpoints=1", "run.probe_every=null", "run.log_every=1"]
     overrides = [*offline(path, text), *short, *less]
-    ended = answer_of(launch("train", path, *overrides, "--out", tmp_path / "run", "--json"), timeout=900)
+    ended = answer_of(launch("train", path, *overrides, "--out", tmp_path / "run", "--json"), timeout=3600)
     assert ended.code == 0, ended.err
     summary = json.loads(ended.out)
     assert summary["status"] == "finished"
@@ -90,4 +90,4 @@ def test_three_steps_at_the_true_width_and_depth(path, text, tmp_path):
     assert len(losses) == 3
     assert losses[2] != losses[1]
     peak = summary["peak_memory_bytes"] / 1e9
-    print(f"{path.stem}: {summary['wall_seconds']:.0f} s, {peak:.1f} GB", file=sys.stderr)
+    sys.stderr.write(f"{path.stem}: {summary['wall_seconds']:.0f} s, {peak:.1f} GB\n")

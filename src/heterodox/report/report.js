@@ -86,7 +86,7 @@
       found.steps.map((step, column) => ({ layer, row, step, density: found.density[row][column] })));
     const { courses, decisions, zero } = page.data;
     const drawn = [
-      draw("chart-density", "masks/density", { cells }, {}, { height: 15 * found.layers.length }, "canvas"),
+      draw("chart-density", "masks/layers", { cells }, {}, { height: 15 * found.layers.length }, "canvas"),
       draw("chart-course", `masks/${form.get("measure")}`, { courses }),
     ];
     if (document.getElementById("chart-decisions")) drawn.push(draw("chart-decisions", "masks/decisions", { decisions, zero }));
@@ -99,6 +99,12 @@
     return draw("chart-final", "final", { finals, singles, references });
   }
 
+  function drawPareto() {
+    if (!document.getElementById("chart-pareto")) return;
+    const cost = new FormData(document.getElementById("pareto")).get("cost");
+    return draw("chart-pareto", `pareto/${cost}`, { pareto: page.data.pareto });
+  }
+
   function drawRaters() {
     const { aucs, scores } = page.data;
     return Promise.all([
@@ -108,7 +114,7 @@
   }
 
   async function drawAll() {
-    await Promise.all([drawFinal(), drawLoss(), drawAlignment(), drawMonitor(), drawMasks(), drawRaters()]);
+    await Promise.all([drawFinal(), drawPareto(), drawLoss(), drawAlignment(), drawMonitor(), drawMasks(), drawRaters()]);
     document.documentElement.dataset.ready = "true";
   }
 
@@ -119,6 +125,7 @@
     const value = lossState()[name];
     return inTurn("chart-loss", () => views.get("chart-loss").view.signal(name, value).runAsync());
   });
+  document.getElementById("pareto")?.addEventListener("change", drawPareto);
   document.querySelector("#alignment form")?.addEventListener("change", drawAlignment);
   document.querySelector("#monitor form")?.addEventListener("change", drawMonitor);
   document.querySelector("#masks form")?.addEventListener("change", drawMasks);
