@@ -22,10 +22,10 @@ PAIRS = [
 MEASURED = ROOT / "results" / "compositions" / "results.json"
 RECIPES = """## As recipes
 
-[recipes/compositions](../recipes/compositions) sets some of them beside their plain partners: a GPT of two layers of width
-64 (for `equilibrium*` one relaxing block of that width, a smaller model) on the standard library's sources, of whose
-training windows 30 % are noise, so that a filter has something to do. Nothing is tuned; what it shows is that they run
-and learn, not which is best. About ten minutes on one core:
+[recipes/compositions](../recipes/compositions) sets some of them beside their plain partners: a GPT of two layers of
+width 64 (for `equilibrium*` one relaxing block of that width, a smaller model) on the standard library's sources, of
+whose training windows 30 % are noise, so that a filter has something to do. Nothing is tuned; it shows that they
+run and learn, not which is best. About ten minutes on one core:
 
     heterodox compare recipes/compositions --out runs/compositions
 
@@ -58,7 +58,7 @@ def measured() -> str:
         cells += [units.size(row["activation_bytes"]), units.number(row["seconds"], 0)]
         lines.append(f"| `{row['recipe']}` | {' | '.join(cells)} |")
     seeds, created = len(results["seeds"]), results["created"][:10]
-    told = f"Nats per token, {seeds} seed{'s' * (seeds > 1)}, {created}; seconds on a machine that was busy with other work."
+    told = f"Nats per token, {seeds} seed{'s' * (seeds > 1)}, {created}; seconds on a machine that was busy."
     return "\n".join([told, "", *lines]) + "\n"
 
 
