@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from heterodox.comparison.statistics import is_finite, table
 from heterodox.core.errors import CheckpointError
 from heterodox.report import context, units
-from heterodox.report.alignment import MEASURES
+from heterodox.report.alignment import MEASURES, first_to_show
 from heterodox.report.drawings import by_loss, drawings
 from heterodox.report.masks import COURSES, mask_table
 from heterodox.report.origins import origins
@@ -70,6 +70,7 @@ def render(study: Study) -> str:
         costs=[(cost, COSTS[cost][0]) for cost in COSTS if f"pareto/{cost}" in drawn.charts],
         references=references,
         alignments=drawn.alignments,
+        first_alignment=first_to_show(drawn.alignments),
         measures=MEASURES,
         monitored=drawn.monitored,
         origins=origins(study),

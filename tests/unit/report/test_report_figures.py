@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import altair as alt
 import pytest
+import vl_convert
 
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.report import write_figures
+from heterodox.report.charts import scores_chart
 from heterodox.report.pareto import pareto
 from tests.unit.report.synthetic_study import COSINE, FINAL, write_study
 
@@ -59,6 +62,16 @@ def test_png_and_svg_side_by_side(tmp_path: Path):
     image = (tmp_path / "final.png").read_bytes()
     assert image.startswith(b"\x89PNG")
     assert int.from_bytes(image[16:20], "big") > 1500, "wide enough for print"
+
+
+def test_histograms_of_scores_stand_on_zero():
+    bins = [{"low": number / 4, "high": (number + 1) / 4, "share": 0.25} for number in range(4)]
+    rows = [{"recipe": "rater", "kind": kind} | row for kind in ("clean", "noise") for row in bins]
+    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    drawn = vl_convert.vegalite_to_svg(scores_chart() | {"datasets": {"scores": rows}}, vl_version=version)
+    heights = [abs(float(found)) for found in re.findall(r'<path aria-label="low[^>]*v(-?[\d.]+)', drawn)]
+    assert len(heights) == len(rows)
+    assert min(heights) > 100, "of 180 pixels"
 
 
 def test_what_cannot_be_drawn_is_said(study: Path, tmp_path: Path):
