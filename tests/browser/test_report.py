@@ -78,7 +78,7 @@ def test_the_final_losses_are_set_against_each_cost(tab: Page, report: Path):
     tab.open(report, 1000)
     texts = "[...document.querySelectorAll('#chart-pareto text')].map(text => text.textContent)"
     assert "floating-point operations" in tab.evaluate(texts)
-    assert "head_only" in tab.evaluate(texts)
+    assert "direct_feedback" in tab.evaluate(texts)
     tab.evaluate("document.querySelector('#pareto input[value=activation_bytes]').click()")
     tab.wait(f"{texts}.includes('bytes that a step holds for its backward half')")
     assert marks(tab, "pareto", "symbol") == 5
