@@ -26,8 +26,10 @@ SMALL = {
         "learner.inner_steps=2", "learner.backprop_steps=2", "learner.batch_size=2", "learner.micro_batch=1",
         "learner.val_batches=1", "learner.val_batch_size=1", "learner.inner_warmup=0", "learner.slots=2",
     ],
-    "sparse": ["update.topology.every=1", "update.topology.until=1", "update.topology.micro_batch=1",
-               "update.topology.reset.batch=1", "update.burn_in.steps=0"],
+    "sparse": [
+        "update.topology.every=2", "update.topology.until=1", "update.topology.children=1",
+        "update.topology.micro_batch=1", "update.topology.reset.batch=1", "update.burn_in.steps=0",
+    ],
     "self_distillation": ["objective.warmup_steps=1"],
     "meta_critic": ["credit.meta_only_steps=1"],
 }  # fmt: skip
