@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from heterodox.cli_shared import AsJson, CheckpointOption, Overrides, RunArgument, show
+from heterodox.cli_shared import AsJson, CheckpointOption, Overrides, RecipesAndOverrides, RunArgument, show
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,10 +58,7 @@ def train(
 
 @app.command()
 def compare(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="RECIPE|KEY=VALUE", help="Recipe files or folders; default: the quick ones."),
-    ] = None,
+    arguments: RecipesAndOverrides = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each recipe.")] = 1,
     out: Annotated[Path, typer.Option(help="The study's folder.")] = Path("runs/compare"),
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; default: one per core or GPU.")] = None,
@@ -132,9 +129,7 @@ def probe(
 @app.command()
 def export(
     run: RunArgument,
-    form: Annotated[
-        str, typer.Option("--format", help="safetensors, gpt2 (for transformers), or sparse.")
-    ] = "safetensors",
+    form: Annotated[str, typer.Option("--format", help="safetensors, gpt2 (transformers), sparse.")] = "safetensors",
     out: Annotated[
         Path | None, typer.Option(help="Default: export.safetensors, gpt2/ or sparse.safetensors in the run.")
     ] = None,
@@ -179,20 +174,24 @@ def score(
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Study or run folders.")],
     out: Annotated[
-        Path | None, typer.Option(help="Default: report.html in the first folder. A name in .md writes Markdown.")
+        Path | None, typer.Option(help="Default: report.html in the first folder; Markdown for .md.")
     ] = None,
+    figures: Annotated[Path | None, typer.Option(help="Instead: every chart as a file in this folder.")] = None,
+    form: Annotated[str, typer.Option("--format", help="With --figures: svg, png, or svg,png.")] = "svg",
     as_json: AsJson = False,
 ) -> None:
-    """Write the HTML report (or the Markdown tables) of one or more studies or runs."""
-    from heterodox.report import write_markdown, write_report
+    """Write the HTML report (or the Markdown tables, or the figures) of one or more studies or runs."""
+    from heterodox.report import write_figures, write_markdown, write_report
 
-    out = out or folders[0] / "report.html"
-    if out.suffix == ".md":
-        command = shlex.join(["heterodox", "report", *map(str, folders), "--out", str(out)])
-        written = write_markdown(folders, out, command)
+    if figures is not None:
+        files = write_figures(folders, figures, form.split(","))
+        answer = {"path": str(figures), "files": [file.name for file in files]}
     else:
-        written = write_report(folders, out)
-    show({"path": str(written)}, f"wrote {written}", as_json)
+        out = out or folders[0] / "report.html"
+        command = shlex.join(["heterodox", "report", *map(str, folders), "--out", str(out)])
+        written = write_markdown(folders, out, command) if out.suffix == ".md" else write_report(folders, out)
+        answer = {"path": str(written)}
+    show(answer, f"wrote {answer['path']}", as_json)
 
 
 @app.command("list")

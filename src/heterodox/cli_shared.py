@@ -12,6 +12,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Dotted overrides, e.g. `update.lr=3e-4`."),
 ]
+RecipesAndOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RECIPE|KEY=VALUE", help="Recipe files or folders; default: the quick ones."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 CheckpointOption = Annotated[str | None, typer.Option(help="Which checkpoint; default: the latest.")]

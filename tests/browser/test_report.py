@@ -51,6 +51,7 @@ def test_the_page_draws_fits_and_is_silent(tab: Page, report: Path, width: int, 
     assert tab.evaluate(OVERFLOWING) == []
     assert tab.evaluate("document.querySelector('#samples').textContent.includes('<script>alert(1)</script>')")
     assert marks(tab, "final", "symbol") == 5
+    assert marks(tab, "pareto", "symbol") == 5
     assert marks(tab, "loss", "line") == 5 + 15
     assert tab.evaluate("document.querySelector('#chart-alignment canvas').height") > 300
     assert tab.evaluate("document.querySelector('#chart-loss svg').getBoundingClientRect().width") > width / 2
@@ -60,7 +61,7 @@ def test_controls_change_the_charts(tab: Page, report: Path):
     tab.open(report, 1000)
     titles = "[...document.querySelectorAll('#chart-loss text')].map(text => text.textContent)"
     assert "tokens consumed, meta tokens included" in tab.evaluate(titles)
-    tab.evaluate("document.querySelector('input[value=seconds]').click()")
+    tab.evaluate("document.querySelector('#curves input[value=seconds]').click()")
     tab.wait(f"{titles}.includes('seconds of training')")
     tab.evaluate("document.querySelector('input[name=shown][value=head_only]').click()")
     tab.wait("document.querySelectorAll('#chart-loss .mark-line path').length === 16")
@@ -73,9 +74,20 @@ def test_controls_change_the_charts(tab: Page, report: Path):
     assert tab.errors == []
 
 
+def test_the_final_losses_are_set_against_each_cost(tab: Page, report: Path):
+    tab.open(report, 1000)
+    texts = "[...document.querySelectorAll('#chart-pareto text')].map(text => text.textContent)"
+    assert "floating-point operations" in tab.evaluate(texts)
+    assert "direct_feedback" in tab.evaluate(texts)
+    tab.evaluate("document.querySelector('#pareto input[value=activation_bytes]').click()")
+    tab.wait(f"{texts}.includes('bytes that a step holds for its backward half')")
+    assert marks(tab, "pareto", "symbol") == 5
+    assert tab.errors == []
+
+
 def test_the_keyboard_reaches_and_moves_the_controls(tab: Page, report: Path):
     tab.open(report, 1000)
-    tab.evaluate("document.querySelector('input[value=tokens]').focus()")
+    tab.evaluate("document.querySelector('#curves input[value=tokens]').focus()")
     for kind in ("keyDown", "keyUp"):
         tab.send("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39)
     assert tab.evaluate("document.activeElement.value") == "flops"

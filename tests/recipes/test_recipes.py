@@ -26,7 +26,7 @@ def test_reads_and_trains_three_steps(path, tmp_path):
     if changed.update.name == "sparse":
         short += ["update.burn_in.steps=0"]
         if changed.update.topology.name != "static":
-            short += ["update.topology.every=1", "update.topology.until=1"]
+            short += ["update.topology.every=1", "update.topology.start=0", "update.topology.until=1"]
         if changed.update.topology.name == "sparsae":
             short += ["update.topology.mutation=0.1"]
     if changed.objective.name == "self_distillation":
@@ -42,12 +42,44 @@ def test_reads_and_trains_three_steps(path, tmp_path):
     assert run.summary["credit"] == recipe.credit.name
 
 
-@pytest.mark.parametrize("folder", ["quick", "shakespeare"])
+@pytest.mark.parametrize("folder", ["quick", "shakespeare", "compositions"])
 def test_a_comparison_holds_the_ceiling_and_the_floor_and_differs_in_the_rule_alone(folder):
     recipes = [load_recipe(path, ["data.path=text.txt"]) for path in expand([ROOT / folder])]
     assert {"backprop", "head_only"} <= {recipe.credit.name for recipe in recipes}
-    shared = [recipe.model_dump(include={"data", "model", "objective", "learner", "run"}) for recipe in recipes]
-    assert all(sections == shared[0] for sections in shared)
+    alone = [recipe.model_dump(include={"data", "learner", "run"}) for recipe in recipes]
+    assert all(sections == alone[0] for sections in alone)
+    at_home = [recipe for recipe in recipes if recipe.credit.name != "equilibrium"]
+    assert all(recipe.model == recipes[0].model for recipe in at_home)
+    assert {recipe.objective.name for recipe in recipes if "sparsae" not in recipe.name} == {"cross_entropy"}
+
+
+def test_the_quick_comparison_has_every_family():
+    recipes = [load_recipe(path) for path in expand([ROOT / "quick"])]
+    assert {"sign_symmetry", "feedback_alignment", "direct_feedback", "equilibrium", "meta_critic"} <= {
+        recipe.credit.name for recipe in recipes
+    }
+    assert {"rigl", "sparsae"} == {recipe.update.topology.name for recipe in recipes if recipe.update.name == "sparse"}
+    raters = [recipe.rating for recipe in recipes if recipe.rating.name == "data_rater"]
+    assert len(raters) == 1
+    assert raters[0].train is not None
+
+
+def test_a_composition_stands_beside_its_partners():
+    recipes = {recipe.name: recipe for recipe in map(load_recipe, expand([ROOT / "compositions"]))}
+    pairs = {
+        "direct_feedback_sparsae": ("direct_feedback", "sparsae"),
+        "sign_symmetry_rigl": ("sign_symmetry", "rigl"),
+        "direct_feedback_data_rater": ("direct_feedback", "data_rater"),
+        "meta_critic_rigl": ("meta_critic", "rigl"),
+    }
+    for name, (rule, other) in pairs.items():
+        both, first, second = recipes[name], recipes[rule], recipes[other]
+        assert both.credit == first.credit
+        assert (both.rating, both.objective) == (second.rating, second.objective)
+        assert both.update.name == second.update.name
+    sparse = recipes["equilibrium_set"]
+    assert (sparse.model, sparse.credit) == (recipes["equilibrium"].model, recipes["equilibrium"].credit)
+    assert sparse.update.around == recipes["equilibrium"].update
 
 
 def sparse_cost(recipe) -> float:

@@ -128,6 +128,18 @@ def test_folders_that_are_no_run(command, recipe, tmp_path):
         refused(heterodox(command, folder), str(folder))
 
 
+def test_the_charts_of_a_run_as_files(trained, tmp_path):
+    answer = heterodox("report", trained, "--figures", tmp_path / "figures", "--format", "svg", "--json")
+    told = json.loads(answer.out)
+    assert answer.code == 0
+    assert {"final.svg", "loss_tokens.svg"} <= set(told["files"])
+    assert sorted(told["files"]) == sorted(path.name for path in (tmp_path / "figures").iterdir())
+    refused(
+        heterodox("report", trained, "--figures", tmp_path / "none", "--format", "svg,pdf"), "svg or png, found pdf"
+    )
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_run_whose_files_are_damaged(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     for text, phrase in (("a: [", "cannot read"), ("", "it holds no recipe"), ("nme: x", "unknown key 'nme'")):

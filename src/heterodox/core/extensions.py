@@ -139,6 +139,10 @@ class EvolvingObjective(Objective, Protocol):
         """What its `losses` consume for a batch, beyond the model's own logits."""
         ...
 
+    def mean_cost(self, batch: Batch) -> Cost:
+        """The same, on average over the steps of the run; works on fake tensors."""
+        ...
+
     def advance(self) -> dict[str, Tensor]:
         """Follow the model after a step; what there is to log of the step."""
         ...

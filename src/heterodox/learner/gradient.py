@@ -15,11 +15,8 @@ from torch.nn.utils import get_total_norm
 from heterodox.core import config
 from heterodox.core.comm import Comm
 from heterodox.core.extensions import (
-    Costly,
     EvolvingObjective,
-    Preparing,
     Remarking,
-    Selecting,
     StructuralUpdate,
     Uneven,
 )
@@ -37,6 +34,7 @@ from heterodox.core.types import (
     StepReport,
     UpdateReport,
 )
+from heterodox.learner import rated
 from heterodox.learner.window import ModelWindow
 from heterodox.probe.alignment import alignment, exact_gradients
 from heterodox.probe.memory import activation_bytes
@@ -130,7 +128,7 @@ class Gradient:
         if self._evolving:
             cost += self._evolving.cost(batch)
             told.metrics |= self._evolving.advance()
-        cost += self._cost_of_rating(drawn)
+        cost += rated.cost(self.rating, drawn)
         report = StepReport(signal.loss, norm, cost + told.cost, signal.metrics | told.metrics, compared, seconds)
         report.limits, report.events = signal.limits, told.events
         return report
@@ -149,19 +147,7 @@ class Gradient:
 
     def rate(self, batch: Batch) -> tuple[Batch, Float[Tensor, " kept"]]:
         """What of `batch` is learned from, and how much each example counts."""
-        if isinstance(self.rating, Selecting):
-            batch = self.rating.select(batch)
-        return batch, self.rating.weights(batch)
-
-    def _unrated(self, batch: Batch) -> tuple[Batch, Float[Tensor, " kept"]]:
-        """As many examples of `batch` as are learned from, each with weight 1, without asking the rating."""
-        if isinstance(self.rating, Selecting):
-            size = self.rating.kept(len(batch.ids))
-            batch = Batch(batch.inputs[:size], batch.targets[:size], batch.ids[:size])
-        return batch, torch.ones(batch.ids.shape, device=batch.inputs.device)
-
-    def _cost_of_rating(self, drawn: Batch) -> Cost:
-        return self.rating.cost(drawn) if isinstance(self.rating, Costly) else Cost()
+        return rated.rate(self.rating, batch)
 
     @property
     def lr(self) -> float:
@@ -178,13 +164,13 @@ class Gradient:
 
     def held_bytes(self, batch: Batch) -> int:
         untouched = map_tensors(self.credit.state(), torch.clone)
-        held = activation_bytes(self.model, *self._unrated(batch), self.objective, self.credit)
+        held = activation_bytes(self.model, *rated.unrated(self.rating, batch), self.objective, self.credit)
         self.credit.load_state(untouched)
         return held
 
     def foretell(self, batch: Batch) -> Foretold:
         rule_state, drawn = _bytes(self.credit.state()), batch
-        batch, weights = self._unrated(drawn)
+        batch, weights = rated.unrated(self.rating, drawn)
         held = activation_bytes(self.model, batch, weights, self.objective, self.credit)
         signal = self.credit.signal(self.model, batch, weights, self.objective)
         learns = [name for name, origin in self.manifest().items() if origin != "frozen"]
@@ -196,18 +182,21 @@ class Gradient:
             "signal": _bytes(grads),
             "update_state": _bytes(self.update.state()),
             "rule_state": rule_state,
+            **({"objective_state": _bytes(self.objective.state())} if self._evolving else {}),
             "activations": held,
         }
-        rating, trained = self._cost_of_rating(drawn), sum(g.numel() for g in grads.values())
-        once = self.rating.upfront() if isinstance(self.rating, Preparing) else Cost()
-        foretold = Foretold(signal.cost + rating, sizes, trained, once)
+        beside = rated.cost(self.rating, drawn)
+        if self._evolving:
+            beside += self._evolving.mean_cost(batch)
+        trained = sum(g.numel() for g in grads.values())
+        foretold = Foretold(signal.cost + beside, sizes, trained, rated.upfront(self.rating))
         if not isinstance(self.credit, Uneven):
             return foretold
         of_signal = partial(self.credit.step_flops, self.model, batch)
-        return replace(foretold, later_flops=lambda step: of_signal(step) + rating.flops)
+        return replace(foretold, later_flops=lambda step: of_signal(step) + beside.flops)
 
     def examine(self, examples: Sequence[LabelledBatch]) -> Diagnosis:
-        return self.rating.diagnose() if isinstance(self.rating, Preparing) else Diagnosis()
+        return rated.diagnose(self.rating)
 
     def _compare(
         self, signal: Signal, batch: Batch, weights: Tensor, dropout_seed: int | None

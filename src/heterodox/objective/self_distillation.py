@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from heterodox.core import config
 from heterodox.core.protocols import LanguageModel
@@ -76,9 +76,13 @@ class SelfDistillation:
 
     def connect(self, services: Services) -> None:
         assert services.steps is not None, "the annealing needs to know how many steps there are"
+        self.run_steps = services.steps
         self.anneal_steps = max(1, round(self.anneal * services.steps))
         self.model = services.model
-        self.teacher: LanguageModel = copy.deepcopy(services.model).requires_grad_(False).eval()
+        # Tensors are handed to the copy, as fake ones (of a plan) cannot be copied by it; buffers are constants.
+        tensors = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in self.model.parameters()}
+        shared = {id(buffer): buffer for buffer in self.model.buffers()}
+        self.teacher: LanguageModel = copy.deepcopy(self.model, tensors | shared).eval()
         self._averaged: dict[str, Tensor] = {name: p.data for name, p in self.teacher.named_parameters()}
 
     @property
@@ -105,8 +109,13 @@ class SelfDistillation:
         return self._asked[1]
 
     def cost(self, batch: Batch) -> Cost:
-        if not self.alpha:
-            return Cost()
+        return self._asking(batch) if self.alpha else Cost()
+
+    def mean_cost(self, batch: Batch) -> Cost:
+        asked = max(0, self.run_steps - self.warmup_steps)
+        return Cost(flops=round(self._asking(batch).flops * asked / self.run_steps))
+
+    def _asking(self, batch: Batch) -> Cost:
         return Cost(flops=self.teacher.forward_flops(*batch.inputs.shape).total)
 
     def begin(self) -> None:

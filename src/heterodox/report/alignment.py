@@ -31,6 +31,14 @@ def alignment(study: Study) -> dict[str, dict[str, Any]]:
     return found
 
 
+def first_to_show(alignments: dict[str, dict[str, Any]]) -> str | None:
+    """The first recipe whose signal is not the gradient everywhere, else the first one."""
+    for recipe, found in alignments.items():
+        if any(value is not None and value < 0.99 for row in found["cosine"] for value in row):
+            return recipe
+    return next(iter(alignments), None)
+
+
 def norm_bound(alignments: dict[str, dict[str, Any]]) -> float:
     """The power of ten, from 10 to 1000, that bounds all norm ratios above and, inverted, below."""
     ratios = [value for found in alignments.values() for row in found["norm_ratio"] for value in row if value]

@@ -163,7 +163,7 @@ def auc_chart(recipes: Sequence[str]) -> dict[str, Any]:
         .mark_line(point=True)
         .encode(
             x=alt.X("step:Q", axis=alt.Axis(title="step", grid=False, tickCount=6)),
-            y=alt.Y("auc:Q", scale=scale, axis=alt.Axis(title="AUC, clean over noise", values=[0, 0.25, 0.5, 0.75, 1])),
+            y=alt.Y("auc:Q", scale=scale, axis=alt.Axis(title="AUC, clean over noise", values=[0, 0.5, 1])),
             color=color,
             detail="seed:N",
             tooltip=tooltip,
@@ -177,12 +177,13 @@ def scores_chart() -> dict[str, Any]:
     """Histograms of the final scores of held-out examples, clean and noisy ones apart."""
     bars = (
         alt.Chart(alt.NamedData(name="scores"))
-        .mark_bar(opacity=0.55)
+        .mark_rect(opacity=0.5, strokeWidth=0)
         .encode(
             x=alt.X("low:Q", axis=alt.Axis(title="score", grid=False, tickCount=6)),
             x2="high:Q",
-            y=alt.Y("share:Q", stack=None, axis=alt.Axis(title="share of the kind", format="%", tickCount=4)),
-            color=alt.Color("kind:N", legend=alt.Legend(title=None, orient="top")),
+            y=alt.Y("share:Q", axis=alt.Axis(title="share of the kind", format="%", tickCount=4)),
+            y2=alt.datum(0),
+            color=alt.Color("kind:N", scale=alt.Scale(scheme="tableau10"), legend=alt.Legend(title=None, orient="top")),
             tooltip=["recipe:N", "kind:N", alt.Tooltip("low:Q", format=".3g"), alt.Tooltip("share:Q", format=".1%")],
         )
     )

@@ -14,16 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from heterodox.comparison.statistics import is_finite, table
 from heterodox.core.errors import CheckpointError
 from heterodox.report import context, units
-from heterodox.report.alignment import MEASURES, alignment, norm_bound
-from heterodox.report.charts import alignment_chart, auc_chart, final_chart, loss_chart, monitor_chart, scores_chart
-from heterodox.report.curves import COSTS, curves, finals, span
-from heterodox.report.gap import gap_chart, gaps
-from heterodox.report.mask_charts import course_chart, decision_chart, density_chart
-from heterodox.report.masks import COURSES, mask_courses, mask_table, masks
-from heterodox.report.monitor import monitor
+from heterodox.report.alignment import MEASURES, first_to_show
+from heterodox.report.drawings import by_loss, drawings
+from heterodox.report.masks import COURSES, mask_table
 from heterodox.report.origins import origins
 from heterodox.report.palette import styles
-from heterodox.report.rater import raters
+from heterodox.report.pareto import COSTS
 from heterodox.report.reading import headline, remarks
 from heterodox.report.recipes import recipes
 from heterodox.report.study import Study, read_study
@@ -57,27 +53,8 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
 def render(study: Study) -> str:
     """The page as a string."""
     rows = table([run.summary for run in study.runs], study.baseline or "")
-    ordered = sorted(rows, key=lambda row: row["val_loss"]["mean"] if row["val_loss"] else float("inf"))
     references = context.references(study)
-    colours = styles(study)
-    alignments = alignment(study)
-    rated = raters(study)
-    data = curves(study) | finals(study, rows) | {"references": references} | rated
-    data |= gaps(study, data["means"])
-    charts = _charts(study, data, colours, [row["recipe"] for row in ordered if row["val_loss"]])
-    masked = masks(study)
-    if masked:
-        data |= mask_courses(study) | {"zero": [{"change": 0}]}
-        charts |= {"masks/density": density_chart(), "masks/decisions": decision_chart(study.recipes)}
-        charts |= {f"masks/{name}": course_chart(name, study.recipes) for name in COURSES}
-    charts |= {f"alignment/{name}": alignment_chart(name, norm_bound(alignments)) for name in MEASURES}
-    monitored = monitor(study)
-    if monitored:
-        charts["monitor"] = monitor_chart()
-    if rated["aucs"]:
-        charts["rater/auc"] = auc_chart(study.recipes)
-    if rated["scores"]:
-        charts["rater/scores"] = scores_chart()
+    drawn = drawings(study, rows)
     template = _environment().get_template("report.html.jinja")
     page = template.render(
         study=study,
@@ -86,28 +63,30 @@ def render(study: Study) -> str:
         remarks=remarks(study, rows, context.reference(study, "unigram_loss")),
         notes=[*study.notes, *context.corpora(study), *context.remarks(study)],
         facts=context.facts(study),
-        table=context.with_references(ordered, references),
+        table=context.with_references(by_loss(rows), references),
         failures=context.failures(study),
-        styles={style["recipe"]: style | {"index": index} for index, style in enumerate(colours)},
-        charts=charts,
+        styles={style["recipe"]: style | {"index": index} for index, style in enumerate(styles(study))},
+        charts=drawn.charts,
+        costs=[(cost, COSTS[cost][0]) for cost in COSTS if f"pareto/{cost}" in drawn.charts],
         references=references,
-        alignments=alignments,
+        alignments=drawn.alignments,
+        first_alignment=first_to_show(drawn.alignments),
         measures=MEASURES,
-        monitored=monitored,
+        monitored=drawn.monitored,
         origins=origins(study),
         masks=mask_table(study),
-        searched=bool(data.get("decisions")),
+        searched=bool(drawn.data.get("decisions")),
         courses=COURSES,
         samples=context.samples(study),
         recipes=recipes(study),
         page=_json(
             {
                 "recipes": study.recipes,
-                "charts": charts,
-                "data": data,
-                "alignment": alignments,
-                "monitored": monitored,
-                "masks": masked,
+                "charts": drawn.charts,
+                "data": drawn.data,
+                "alignment": drawn.alignments,
+                "monitored": drawn.monitored,
+                "masks": drawn.masks,
             }
         ),
         library=_library(),
@@ -133,29 +112,6 @@ def _environment() -> Environment:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters.update({name: getattr(units, name) for name in FILTERS})
     return environment
-
-
-def _charts(study: Study, data: dict[str, Any], colours: Sequence[dict[str, Any]], ordered: list[str]) -> dict:
-    """Every specification that the page can show, by the name that its controls make."""
-    charts = {}
-    entropies = [row["loss"] for row in data["references"]]
-    # Finished runs alone decide how high the axis goes: a diverging one would flatten all others.
-    losses = span([row["loss"] for row in data["means"] or data["seeds"]] + entropies, margin=0.02)
-    if losses and data["seeds"]:
-        unigram = context.reference(study, "unigram_loss")
-        zoomed = unigram if unigram and unigram > losses[0] else losses[1]
-        for cost in COSTS:
-            costs = [row[cost] for row in data["seeds"]]
-            for scale, ends in (("linear", span(costs)), ("log", span(c for c in costs if c and c > 0))):
-                chart = loss_chart(cost, scale == "log", colours, ends or (1, 10), losses, zoomed)
-                charts[f"loss/{cost}/{scale}"] = chart
-                if data["gaps"]:
-                    charts[f"gap/{cost}/{scale}"] = gap_chart(cost, scale == "log", colours, ends or (1, 10))
-    ends = [row[key] for row in data["finals"] for key in ("mean", "low", "high")]
-    finals = span(ends + [row["loss"] for row in data["singles"]] + entropies, margin=0.04)
-    if finals and data["finals"]:
-        charts["final"] = final_chart(study.recipes, ordered, finals)
-    return charts
 
 
 def _json(value: Any) -> Any:

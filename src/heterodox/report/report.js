@@ -88,7 +88,7 @@
       found.steps.map((step, column) => ({ layer, row, step, density: found.density[row][column] })));
     const { courses, decisions, zero } = page.data;
     const drawn = [
-      draw("chart-density", "masks/density", { cells }, {}, { height: 15 * found.layers.length }, "canvas"),
+      draw("chart-density", "masks/layers", { cells }, {}, { height: 15 * found.layers.length }, "canvas"),
       draw("chart-course", `masks/${form.get("measure")}`, { courses }),
     ];
     if (document.getElementById("chart-decisions")) drawn.push(draw("chart-decisions", "masks/decisions", { decisions, zero }));
@@ -101,6 +101,12 @@
     return draw("chart-final", "final", { finals, singles, references });
   }
 
+  function drawPareto() {
+    if (!document.getElementById("chart-pareto")) return;
+    const cost = new FormData(document.getElementById("pareto")).get("cost");
+    return draw("chart-pareto", `pareto/${cost}`, { pareto: page.data.pareto });
+  }
+
   function drawRaters() {
     const { aucs, scores } = page.data;
     return Promise.all([
@@ -110,7 +116,7 @@
   }
 
   async function drawAll() {
-    await Promise.all([drawFinal(), drawLoss(), drawAlignment(), drawMonitor(), drawMasks(), drawRaters()]);
+    await Promise.all([drawFinal(), drawPareto(), drawLoss(), drawAlignment(), drawMonitor(), drawMasks(), drawRaters()]);
     document.documentElement.dataset.ready = "true";
   }
 
@@ -123,6 +129,7 @@
     return Promise.all(charts.filter((id) => views.has(id)).map((id) =>
       inTurn(id, () => views.get(id).view.signal(name, value).runAsync())));
   });
+  document.getElementById("pareto")?.addEventListener("change", drawPareto);
   document.querySelector("#alignment form")?.addEventListener("change", drawAlignment);
   document.querySelector("#monitor form")?.addEventListener("change", drawMonitor);
   document.querySelector("#masks form")?.addEventListener("change", drawMasks);

@@ -47,6 +47,7 @@ def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
         "recipe": recipe.name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_parameters": foretold.trained_parameters,
+        "active_parameters": sum(p.numel() for p in model.parameters()) - learner.num_masked,
         "memory_bytes": sizes | {"total": sum(sizes.values())},
         "per_step": {"tokens": cost.tokens, "meta_tokens": cost.meta_tokens, "flops": spent // counted},
         "once": {"tokens": once.tokens, "meta_tokens": once.meta_tokens, "flops": once.flops},

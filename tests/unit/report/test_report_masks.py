@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
+from heterodox.comparison.statistics import table
 from heterodox.report import write_report
+from heterodox.report.drawings import density_cells, drawings
 from heterodox.report.masks import mask_courses, mask_table, masks
 from heterodox.report.study import read_study
 
@@ -70,6 +72,16 @@ def test_the_page_shows_masks_only_where_there_are_any(sparse_study, page, tmp_p
     assert "chart-decisions" in shown
     assert "4.0 %" in shown
     assert 'id="masks"' not in page
+
+
+def test_the_density_of_layers_and_that_of_the_whole_are_two_charts(sparse_study):
+    study = read_study([sparse_study])
+    drawn = drawings(study, table([run.summary for run in study.runs], study.baseline))
+    assert drawn.charts["masks/layers"]["mark"]["type"] == "rect"
+    assert drawn.charts["masks/density"]["mark"]["type"] == "line"
+    cells = density_cells(drawn.masks["backprop"])
+    assert len(cells) == 2 * 3
+    assert cells[3] == {"layer": LAYERS[0], "row": 1, "step": 1, "density": 0.2}
 
 
 def test_a_run_that_was_killed_early_has_no_holes_in_its_table(sparse_study):

@@ -7,7 +7,7 @@ import pytest
 
 from heterodox.comparison.statistics import interval
 from heterodox.report import units
-from heterodox.report.alignment import alignment, by_depth, norm_bound
+from heterodox.report.alignment import alignment, by_depth, first_to_show, norm_bound
 from heterodox.report.curves import curves, span, thin
 from heterodox.report.origins import origins
 from heterodox.report.palette import DARK, LIGHT, styles
@@ -87,6 +87,13 @@ def test_norm_bound_is_a_power_of_ten():
     assert norm_bound({}) == 10
     assert norm_bound({"a": {"norm_ratio": [[0.02, None, 3.0]]}}) == 100
     assert norm_bound({"a": {"norm_ratio": [[1e9]]}}) == 1000
+
+
+def test_the_map_that_is_shown_first_is_not_that_of_the_gradient(study: Study):
+    assert next(iter(alignment(study))) == "backprop"
+    assert first_to_show(alignment(study)) == "sign_symmetry"
+    assert first_to_show({"backprop": {"cosine": [[1.0, None]]}}) == "backprop"
+    assert first_to_show({}) is None
 
 
 def test_depth_orders_parameters_as_the_signal_passes_them():

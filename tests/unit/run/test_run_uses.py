@@ -146,6 +146,21 @@ def test_the_plan_is_what_the_run_then_reports(credit, tmp_path):
     assert foretold["steps"] == summary["steps"]
 
 
+def test_a_plan_knows_the_masks_and_the_teacher(tmp_path):
+    parts = {
+        "objective": {"name": "self_distillation", "warmup_steps": 1},
+        "update": {"name": "sparse", "sparsity": 0.8, "topology": {"name": "static"}},
+    }
+    recipe = tiny_recipe(run={"budget": {"steps": 3}, "sampling": {"tokens": 0}}, **parts)
+    foretold = plan(recipe)
+    summary = train(recipe, tmp_path / "run").summary
+    assert foretold["active_parameters"] == summary["active_parameters"] < summary["parameters"]
+    assert foretold["memory_bytes"]["objective_state"] == foretold["memory_bytes"]["weights"]
+    assert foretold["flops"] == pytest.approx(summary["flops"], abs=3)
+    taught = plan(tiny_recipe(run={"budget": {"steps": 3}}, update=parts["update"]))["flops"]
+    assert foretold["flops"] - taught == pytest.approx(taught * 2 / 9, rel=1e-3), "two forward passes of nine thirds"
+
+
 @pytest.mark.parametrize(("budget", "steps"), [({"tokens": 129}, 2), ({"flops": 1.0}, 1), ({"seconds": 5.0}, None)])
 def test_a_plan_knows_how_far_a_budget_reaches(budget, steps):
     assert plan(tiny_recipe(run={"budget": budget}))["steps"] == steps

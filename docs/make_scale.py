@@ -1,0 +1,70 @@
+"""Plans every full-size recipe at its full size and writes what it would cost: python docs/make_scale.py"""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from heterodox.api import expand
+from heterodox.log import units
+from heterodox.recipe import load_recipe
+from heterodox.run.plan import plan
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "scale.md"
+SPEED = 4e14
+"""FLOPs per second that hours are given for: 40 % of what an H100 is specified for in bfloat16 (989 T, dense)."""
+PARTS = {
+    "weights": ("weights",),
+    "signal and update": ("signal", "update_state", "inner_models", "rater"),
+    "rule and teacher": ("rule_state", "objective_state"),
+    "activations": ("activations",),
+    "in all": ("total",),
+}
+BEGIN = "<!-- written by docs/make_scale.py, to the end of the tables -->\n"
+END = "<!-- end of the tables -->\n"
+
+
+def main() -> None:
+    plans = {path.stem: planned(path) for path in map(Path, expand([ROOT / "recipes" / "scale"]))}
+    costs = ["recipe", "parameters", "not masked", "steps", "tokens", "FLOPs", "hours"]
+    memory = ["recipe", *PARTS]
+    text = "\n".join([
+        f"Planned on {datetime.date.today()}; hours at {SPEED / 1e12:.0f} T FLOPs per second.\n",
+        *table(costs, [[f"`{name}`", *cost_cells(found)] for name, found in plans.items()]), "",
+        *table(memory, [[f"`{name}`", *memory_cells(found)] for name, found in plans.items()]), "",
+    ])  # fmt: skip
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def planned(path: Path) -> dict[str, Any]:
+    """The plan of a recipe with its own vocabulary and model, but on bytes of the embedded corpus."""
+    size = load_recipe(path).data.tokenizer.vocab_size
+    return plan(load_recipe(path, ["data.corpus.name=stdlib", "data.tokenizer.name=byte", f"model.vocab_size={size}"]))
+
+
+def cost_cells(found: dict[str, Any]) -> list[str]:
+    masked = found["active_parameters"] != found["parameters"]
+    return [
+        units.count(found["parameters"]),
+        units.count(found["active_parameters"]) if masked else "",
+        f"{found['steps']:,}",
+        units.count(found["tokens"] + found["meta_tokens"]),
+        f"{found['flops']:.2e}",
+        units.number(found["flops"] / SPEED / 3600, 2),
+    ]
+
+
+def memory_cells(found: dict[str, Any]) -> list[str]:
+    sizes = found["memory_bytes"]
+    return [units.size(sum(sizes.get(name, 0) for name in names)) for names in PARTS.values()]
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+if __name__ == "__main__":
+    main()
