@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from heterodox.comparison import statistics
+from heterodox.comparison.course import course
 from heterodox.comparison.jobs import Job, run_jobs
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.data import Dataset
 from heterodox.log.tensorboard import require_tensorboard
 from heterodox.recipe import Recipe, check
 from heterodox.report import write_report
+from heterodox.report.read import read_run
 from heterodox.run.folder import RunFolder, write_atomically
 from heterodox.run.interrupt import Interrupt
 from heterodox.run.session import choose_device, cores
@@ -158,12 +160,14 @@ def _portable(recipe: Recipe) -> dict[str, Any]:
 
 
 def _row(job: Job, out: Path) -> dict[str, Any]:
-    """The run's summary, or as much of one as a run without a summary has."""
+    """The run's summary, or as much of one as a run without a summary has, and its evaluations."""
     summary = job.summary() if job.status in ("finished", "diverged", "interrupted") else None
     empty = dict.fromkeys(_SUMMARY_KEYS)
     row = empty | {"recipe": job.recipe.name, "credit": job.recipe.credit.name, "seed": job.recipe.seed}
     row |= summary or {"status": job.status, "message": job.message}
     row.pop("corpus", None)
+    if job.folder.path.is_dir():
+        row |= course(read_run(job.folder.path, [], row))
     return row | {"run": str(job.folder.path.relative_to(out))}
 
 

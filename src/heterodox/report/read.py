@@ -55,7 +55,8 @@ def read_run(folder: Path, notes: list[str], row: dict[str, Any] | None = None) 
     if row is None:
         row = {"status": "interrupted", "message": "No summary: the run was killed or is still going."}
     if not folder.is_dir() and row.get("status") in ("finished", "diverged"):
-        notes.append(f"{name} is missing: its curves, alignment and samples are not shown.")
+        missing = "alignment" if row.get("evals") else "curves, alignment"
+        notes.append(f"{name} is missing: its {missing} and samples are not shown.")
     if row.get("warnings"):
         notes.append(f"{name}, {row['warnings'][-1]} ({len(row['warnings'])} such warnings in all).")
     manifest = read_json(folder / "manifest.json", dict) if (folder / "manifest.json").is_file() else {}
@@ -69,6 +70,7 @@ def read_run(folder: Path, notes: list[str], row: dict[str, Any] | None = None) 
     credit = credit.get("name") if isinstance(credit, dict) else credit
     summary = row | {"seed": seed, "credit": credit}
     evals, probes, steps, masks = ([rows[key] for key in sorted(rows)] for rows in found[:4])
+    evals = evals or [kept for kept in row.get("evals") or [] if isinstance(kept, dict)]
     candidates = [found[4][key] for key in sorted(found[4])]
     return Run(
         recipe, seed, summary, folder, config, text, manifest, evals, probes, steps, samples, masks, candidates, scores
