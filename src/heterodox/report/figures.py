@@ -70,6 +70,9 @@ def figures(study: Study, drawn: Drawings) -> Iterator[tuple[str, dict[str, Any]
         elif kind == "loss" and rest.endswith("/linear"):
             used = _some(data, "means", "seeds", "ends", "references")
             yield f"loss_{rest.partition('/')[0]}", _filled(_with_legend(spec, used), used)
+        elif kind == "gap" and rest.endswith("/linear"):
+            used = _some(data, "gaps")
+            yield f"gap_{rest.partition('/')[0]}", _filled(_with_legend(spec, used), used)
         elif kind in ("pareto", "rater") or (kind == "masks" and rest != "layers"):
             used = _some(data, *USES.get(name, (kind,)))
             if all(used.values()):
