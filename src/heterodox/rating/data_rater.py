@@ -3,9 +3,9 @@
     filter     the bottom of a batch drawn larger is dropped, and what is left counts alike
     reweight   w_i = n·s_i / Σ_j s_j over the global batch, s = weighting(R(x; φ))
 
-`rater` is the folder of a finished run of `learner: data_rater`; its averaged weights are used, and stay as they are.
-With `train` instead, the rater is meta-trained within this run, before its first step, and the run is charged for it:
-every token and every FLOP. Reference: Calian et al., "DataRater: Meta-learned dataset curation", 2025.
+`rater` is the folder of a run that trained one, as its learner or by `train`; its averaged weights are used, and stay
+as they are. With `train` instead, the rater is meta-trained within this run, before its first step, and the run is
+charged for it: every token and every FLOP. Reference: Calian et al., "DataRater: Meta-learned dataset curation", 2025.
 """
 
 from pathlib import Path

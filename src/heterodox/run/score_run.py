@@ -1,4 +1,4 @@
-"""Scores of a split's examples by a trained run: by its rater, or by how well its model predicts them."""
+"""Scores of a split's examples by a trained run: by the rater it trained, or by how well its model predicts them."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,7 +14,7 @@ from heterodox.core.types import Batch
 from heterodox.data import Dataset, Split, Windows
 from heterodox.data.scores import best, write_scores
 from heterodox.meta.auc import auc_by_kind
-from heterodox.meta.load import load_rater, rater_options
+from heterodox.meta.load import load_rater, rater_options, rater_section
 from heterodox.recipe import load_recipe
 from heterodox.run.load import TrainedRun, load_run
 from heterodox.run.saved import open_run
@@ -86,8 +86,8 @@ def _split(dataset: Dataset, split: str, noisy: bool) -> Split:
 
 def _scorer(run: TrainedRun, path: Path) -> Score:
     """Of a batch: one score per example."""
-    if run.recipe.learner.name == "data_rater":
-        saved = open_run(path)
+    saved = open_run(path)
+    if rater_section(saved.recipe) is not None:
         rater = load_rater(saved, rater_options(saved, path, None), path, run.model.head.weight)
         return lambda batch: rater(batch.inputs)
 
