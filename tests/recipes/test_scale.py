@@ -46,7 +46,7 @@ def offline(path: Path, text: Path) -> list[str]:
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
-    path.write_text("To be, or not to be, that is the question. " * 3000)
+    path.write_text("To be, or not to be, that is the question. " * 40_000)  # a meta split of 64 windows and more
     return path
 
 
