@@ -41,6 +41,11 @@ EXPLODING = (
     "learner.backprop_steps, lower update.lr, or raise learner.inner_warmup or learner.batch_size."
 )
 
+NOT_FINITE = (
+    "The rater has diverged: lower learner.lr or learner.weight_decay, set learner.clip, or, where the loss is not "
+    "finite either, lower update.lr."
+)
+
 
 class DataRater:
     """One step is one step of every inner model, or the end of a round."""
@@ -89,11 +94,14 @@ class DataRater:
         found = self.trainer.step(lr_scale)
         scores = self.trainer.scores(batch)
         described = self.trainer.weigh_scores.describe(scores)
+        described["rater_norm"] = self.trainer.average.norm()
         self.trainer.services.comm.mean_(list(described.values()))
         cost = found.cost + Cost(flops=self.trainer.scoring_flops(batch))
         report = StepReport(found.loss, found.grad_norm, cost, found.metrics | described)
+        most = torch.finfo(found.loss.dtype).max
         if "adjoint_growth" in found.metrics and self.options.asks and self.options.moves:
-            report.limits["adjoint_growth"] = Limit(torch.finfo(found.loss.dtype).max, EXPLODING)
+            report.limits["adjoint_growth"] = Limit(most, EXPLODING)
+        report.limits |= {key: Limit(most, NOT_FINITE) for key in ("rater_norm", "score_mean")}
         return report
 
     def settle(self) -> None:
@@ -150,14 +158,17 @@ class DataRater:
     def examine(self, examples: Sequence[LabelledBatch]) -> Diagnosis:
         """AUC of the scores by kind of noise, on held-out examples, and whether the adjoint has exploded."""
         values: dict[str, float] = {}
+        warnings = []
         if examples:
             scores = np.concatenate([self.trainer.scores(e.batch).float().cpu().numpy() for e in examples])
             labels = np.concatenate([e.labels.cpu().numpy() for e in examples])
             found = auc_by_kind(scores, labels, examples[0].kinds)
             values = {f"auc_{kind}": value for kind, value in found.items()}
+            if not np.isfinite(scores).all():
+                warnings.append("the rater gives held-out examples scores that are not finite; lower learner.lr")
         growth, self.trainer.growth = self.trainer.growth, 1.0
         remedy = "shorten learner.backprop_steps or lower update.lr"
-        return Diagnosis(values, explosion(growth, self.options.backprop_steps, remedy).warnings)
+        return Diagnosis(values, warnings + explosion(growth, self.options.backprop_steps, remedy).warnings)
 
     def scores(self, batch: Batch) -> Float[Tensor, " batch"]:
         """By the averaged rater."""

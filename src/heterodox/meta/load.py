@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.core.services import SavedRun
@@ -72,4 +72,8 @@ def _weights(saved: SavedRun, folder: Path) -> Mapping[str, Tensor]:
         weights = saved.learner.get("meta", {}).get("average")
     if not weights:
         raise CheckpointError(f"the checkpoint in {folder} lacks the rater")
+    with unset_fake_temporarily():  # a plan asks, too
+        finite = all(bool(tensor.isfinite().all()) for tensor in weights.values())
+    if not finite:
+        raise CheckpointError(f"the rater in {folder} has weights that are not finite; train it at a lower rate")
     return weights

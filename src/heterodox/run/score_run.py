@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from heterodox.core.errors import RecipeError
+from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.core.types import Batch
 from heterodox.data import Dataset, Split, Windows
 from heterodox.data.scores import best, write_scores
@@ -55,6 +55,8 @@ def score_run(
     chosen = _split(dataset, split, noisy)
     windows = Windows(chosen, run.model.context, str(next(run.model.parameters()).device))
     ids, scores = _all_scores(windows, _scorer(run, path))
+    if not np.isfinite(scores).all():
+        raise CheckpointError(f"{path} gives {np.sum(~np.isfinite(scores))} of {len(ids)} examples no finite score")
     about = dataset.identify(chosen) | {"context": run.model.context, "rater": path.name}
     write_scores(out, ids, scores, about)
     answer: dict[str, Any] = {"path": str(out), "split": split, "examples": len(ids)}
