@@ -25,6 +25,7 @@ SMALL = {
     "data_rater": [
         "learner.inner_steps=2", "learner.backprop_steps=2", "learner.batch_size=2", "learner.micro_batch=1",
         "learner.val_batches=1", "learner.val_batch_size=1", "learner.inner_warmup=0", "learner.slots=2",
+        "learner.rater.view=64",
     ],
     "sparse": [
         "update.topology.every=2", "update.topology.until=1", "update.topology.children=1",

@@ -30,7 +30,7 @@ from heterodox.core.state import Tree
 from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Limit, Origin, StepReport
 from heterodox.meta.auc import auc_by_kind
 from heterodox.meta.cost import stored_bytes, training_cost
-from heterodox.meta.options import MetaOptions, surrogates
+from heterodox.meta.options import MetaOptions, surrogates, too_wide
 from heterodox.meta.population import check_population
 from heterodox.meta.steps import InnerAdamW, InnerSGD, InnerUpdate
 from heterodox.meta.trainer import MetaTrainer, explosion
@@ -54,7 +54,7 @@ class DataRater:
         name: Literal["data_rater"] = "data_rater"
 
         def refusals(self, recipe: config.Config) -> list[str]:
-            return _refusals(recipe)
+            return _refusals(self, recipe)
 
         def build(
             self,
@@ -198,7 +198,7 @@ def inner_update(update: Update, model: LanguageModel, *, eps_root: float = 0.0,
     return InnerAdamW(update.lr, update.betas, update.eps, eps_root, decay, warmup)
 
 
-def _refusals(recipe: Any) -> list[str]:
+def _refusals(options: MetaOptions, recipe: Any) -> list[str]:
     reasons = []
     wanted = {"credit": ["backprop"], "model": ["gpt"], "rating": ["uniform"], "update": ["adamw", "sgd"]}
     wanted |= {"objective": ["cross_entropy"]}
@@ -207,7 +207,14 @@ def _refusals(recipe: Any) -> list[str]:
         if name not in names:
             reasons.append(f"learner data_rater needs {slot} {' or '.join(names)}, found {name}")
     if recipe.model.name == "gpt":
-        reasons += surrogates(recipe.model, "learner data_rater")
+        reasons += surrogates(recipe.model, "learner data_rater") + too_wide(options, recipe.model, "learner")
+    if recipe.update.name == "sgd" and options.eps_root != MetaOptions.model_fields["eps_root"].default:
+        reasons.append(f"learner.eps_root {options.eps_root:g} is of AdamW, and update is sgd; leave it out")
+    if recipe.run.probe_every is not None:
+        reasons.append(
+            f"run.probe_every {recipe.run.probe_every} compares a rule's signal with the exact gradient, and learner "
+            "data_rater has no such signal; leave it out"
+        )
     if recipe.run.compile:
         reasons.append("run.compile is on, but compiled models cannot be differentiated twice; turn it off")
     return reasons

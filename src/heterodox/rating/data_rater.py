@@ -22,7 +22,7 @@ from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Diagnosis
 from heterodox.meta.cost import training_cost
 from heterodox.meta.load import load_rater, rater_options
-from heterodox.meta.options import surrogates
+from heterodox.meta.options import surrogates, too_wide
 from heterodox.meta.population import check_population
 from heterodox.meta.rater import Rater, build_rater
 from heterodox.meta.session import TrainOptions, train_rater
@@ -65,6 +65,7 @@ class DataRater(Filter):
                 return reasons
             if needs.model.name != "gpt":
                 return [*reasons, f"rating.train trains inner models, which must be a gpt; found {needs.model.name}"]
+            reasons += too_wide(self.train, needs.model, "rating.train")
             return reasons + surrogates(needs.model, "rating.train")
 
         def build(self) -> "DataRater":

@@ -90,7 +90,7 @@ def test_it_resumes_within_a_round(trained, step, tmp_path):
     [
         {"schedule": "binomial", "backprop_steps": 4, "weighting": {"entropy": 0.1}},
         {"micro_batch": 2, "population": 1},
-        {"graphs": 2, "backprop_steps": 4, "rater": SMALL | {"layers": 0, "conv": 5}},
+        {"graphs": 2, "backprop_steps": 4, "rater": {"width": 8, "layers": 0, "conv": 5}},
         {"control": "auxiliary", "inner_steps": 2, "weighting": {"kind": "softmax"}},
         {"control": "detached", "inner_steps": 2},
     ],
@@ -179,6 +179,15 @@ def test_a_rater_trained_in_the_same_run_is_charged(tmp_path):
         ({"learner": {"lifetime": 2}}, "a lifetime of 2 steps is shorter"),
         ({"learner": {"rater": {"heads": 3}}}, "3 heads do not divide"),
         ({"learner": {"reset": "fresh"}}, "lifetime 6 is for the reset staggered only"),
+        (
+            {"learner": {"rater": {"view": 17}}},
+            r"learner\.rater\.view is 17, but a window has the model's context of 16",
+        ),
+        (
+            {"learner": {"eps_root": 1e-6}, "update": {"name": "sgd"}},
+            r"learner\.eps_root 1e-06 is of AdamW, and update",
+        ),
+        ({"run": {"probe_every": 2}}, r"run\.probe_every 2 compares .* learner data_rater has no such signal"),
         ({"run": {"compile": True}}, "cannot be differentiated twice"),
         ({"model": {"straight_through_gelu": True}}, r"which model\.straight_through_gelu makes another than"),
     ],
@@ -212,7 +221,17 @@ def test_refuses_reweighting(rating, run, message):
         tiny_recipe(rating={"name": "data_rater", "rater": "runs/rater"} | rating, run=RUN | run)
 
 
+def test_a_rater_trained_in_the_run_cannot_read_more_than_a_window():
+    with pytest.raises(
+        RecipeError, match=r"rating\.train\.rater\.view is 17, but a window has the model's context of 16"
+    ):
+        user_recipe({"train": {"rater": {"view": 17}}})
+    assert user_recipe({"train": {"rater": {"view": 16}}}).rating.train.rater.view == 16
+
+
 def test_a_resolved_recipe_is_a_recipe():
+    for recipe in (rater_recipe(update={"name": "sgd"}), rater_recipe({"rater": {"layers": 0, "width": 18}})):
+        assert Recipe.model_validate(recipe.dump()) == recipe
     for rating in ({"mode": "reweight"}, {"mode": "filter"}, {"keep": 0.5}):
         recipe = user_recipe({"train": {"reset": "fresh"}} | rating)
         assert Recipe.model_validate(recipe.dump()) == recipe
