@@ -16,7 +16,7 @@ from heterodox.meta.trainer import MetaTrainer
 from tests.tiny import tiny_batch, tiny_gpt
 
 SMALL: dict[str, Any] = {
-    "rater": {"layers": 0, "conv": 3, "heads": 1, "width": 8}, "inner_steps": 2, "backprop_steps": 2,
+    "rater": {"layers": 0, "conv": 3, "width": 8}, "inner_steps": 2, "backprop_steps": 2,
     "batch_size": 4, "val_batches": 1, "val_batch_size": 4, "lr": 0.01, "clip": None,
 }  # fmt: skip
 

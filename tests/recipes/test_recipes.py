@@ -29,6 +29,8 @@ def test_reads_and_trains_three_steps(path, tmp_path):
             short += ["update.topology.every=1", "update.topology.start=0", "update.topology.until=1"]
         if changed.update.topology.name == "sparsae":
             short += ["update.topology.mutation=0.1"]
+    if changed.learner.name == "data_rater":
+        short += ["run.probe_every=null", *(["learner.rater.view=16"] if path.parent.name == "scale" else [])]
     if changed.objective.name == "self_distillation":
         short += ["objective.warmup_steps=1"]
     recipe = load_recipe(path, [f"data.path={text}", *smaller, *short])

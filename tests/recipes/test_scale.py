@@ -25,6 +25,7 @@ SMALL = {
     "data_rater": [
         "learner.inner_steps=2", "learner.backprop_steps=2", "learner.batch_size=2", "learner.micro_batch=1",
         "learner.val_batches=1", "learner.val_batch_size=1", "learner.inner_warmup=0", "learner.slots=2",
+        "learner.rater.view=64",
     ],
     "sparse": [
         "update.topology.every=2", "update.topology.until=1", "update.topology.children=1",
@@ -46,7 +47,7 @@ def offline(path: Path, text: Path) -> list[str]:
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
-    path.write_text("To be, or not to be, that is the question. " * 3000)
+    path.write_text("To be, or not to be, that is the question. " * 40_000)  # a meta split of 64 windows and more
     return path
 
 

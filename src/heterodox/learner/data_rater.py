@@ -30,7 +30,7 @@ from heterodox.core.state import Tree
 from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Limit, Origin, StepReport
 from heterodox.meta.auc import auc_by_kind
 from heterodox.meta.cost import stored_bytes, training_cost
-from heterodox.meta.options import MetaOptions, surrogates
+from heterodox.meta.options import MetaOptions, surrogates, too_wide
 from heterodox.meta.population import check_population
 from heterodox.meta.steps import InnerAdamW, InnerSGD, InnerUpdate
 from heterodox.meta.trainer import MetaTrainer, explosion
@@ -41,6 +41,11 @@ EXPLODING = (
     "learner.backprop_steps, lower update.lr, or raise learner.inner_warmup or learner.batch_size."
 )
 
+NOT_FINITE = (
+    "The rater has diverged: lower learner.lr or learner.weight_decay, set learner.clip, or, where the loss is not "
+    "finite either, lower update.lr."
+)
+
 
 class DataRater:
     """One step is one step of every inner model, or the end of a round."""
@@ -49,7 +54,7 @@ class DataRater:
         name: Literal["data_rater"] = "data_rater"
 
         def refusals(self, recipe: config.Config) -> list[str]:
-            return _refusals(recipe)
+            return _refusals(self, recipe)
 
         def build(
             self,
@@ -89,11 +94,14 @@ class DataRater:
         found = self.trainer.step(lr_scale)
         scores = self.trainer.scores(batch)
         described = self.trainer.weigh_scores.describe(scores)
+        described["rater_norm"] = self.trainer.average.norm()
         self.trainer.services.comm.mean_(list(described.values()))
         cost = found.cost + Cost(flops=self.trainer.scoring_flops(batch))
         report = StepReport(found.loss, found.grad_norm, cost, found.metrics | described)
+        most = torch.finfo(found.loss.dtype).max
         if "adjoint_growth" in found.metrics and self.options.asks and self.options.moves:
-            report.limits["adjoint_growth"] = Limit(torch.finfo(found.loss.dtype).max, EXPLODING)
+            report.limits["adjoint_growth"] = Limit(most, EXPLODING)
+        report.limits |= {key: Limit(most, NOT_FINITE) for key in ("rater_norm", "score_mean")}
         return report
 
     def settle(self) -> None:
@@ -150,14 +158,17 @@ class DataRater:
     def examine(self, examples: Sequence[LabelledBatch]) -> Diagnosis:
         """AUC of the scores by kind of noise, on held-out examples, and whether the adjoint has exploded."""
         values: dict[str, float] = {}
+        warnings = []
         if examples:
             scores = np.concatenate([self.trainer.scores(e.batch).float().cpu().numpy() for e in examples])
             labels = np.concatenate([e.labels.cpu().numpy() for e in examples])
             found = auc_by_kind(scores, labels, examples[0].kinds)
             values = {f"auc_{kind}": value for kind, value in found.items()}
+            if not np.isfinite(scores).all():
+                warnings.append("the rater gives held-out examples scores that are not finite; lower learner.lr")
         growth, self.trainer.growth = self.trainer.growth, 1.0
         remedy = "shorten learner.backprop_steps or lower update.lr"
-        return Diagnosis(values, explosion(growth, self.options.backprop_steps, remedy).warnings)
+        return Diagnosis(values, warnings + explosion(growth, self.options.backprop_steps, remedy).warnings)
 
     def scores(self, batch: Batch) -> Float[Tensor, " batch"]:
         """By the averaged rater."""
@@ -187,7 +198,7 @@ def inner_update(update: Update, model: LanguageModel, *, eps_root: float = 0.0,
     return InnerAdamW(update.lr, update.betas, update.eps, eps_root, decay, warmup)
 
 
-def _refusals(recipe: Any) -> list[str]:
+def _refusals(options: MetaOptions, recipe: Any) -> list[str]:
     reasons = []
     wanted = {"credit": ["backprop"], "model": ["gpt"], "rating": ["uniform"], "update": ["adamw", "sgd"]}
     wanted |= {"objective": ["cross_entropy"]}
@@ -196,7 +207,14 @@ def _refusals(recipe: Any) -> list[str]:
         if name not in names:
             reasons.append(f"learner data_rater needs {slot} {' or '.join(names)}, found {name}")
     if recipe.model.name == "gpt":
-        reasons += surrogates(recipe.model, "learner data_rater")
+        reasons += surrogates(recipe.model, "learner data_rater") + too_wide(options, recipe.model, "learner")
+    if recipe.update.name == "sgd" and options.eps_root != MetaOptions.model_fields["eps_root"].default:
+        reasons.append(f"learner.eps_root {options.eps_root:g} is of AdamW, and update is sgd; leave it out")
+    if recipe.run.probe_every is not None:
+        reasons.append(
+            f"run.probe_every {recipe.run.probe_every} compares a rule's signal with the exact gradient, and learner "
+            "data_rater has no such signal; leave it out"
+        )
     if recipe.run.compile:
         reasons.append("run.compile is on, but compiled models cannot be differentiated twice; turn it off")
     return reasons

@@ -10,10 +10,14 @@ from scipy.stats import rankdata
 def auc(
     clean: Float[np.ndarray, " clean"] | Sequence[float], noise: Float[np.ndarray, " noise"] | Sequence[float]
 ) -> float | None:
-    """The probability that a clean example scores above a noisy one, ties counting half; None without either."""
-    if not len(clean) or not len(noise):
+    """The probability that a clean example scores above a noisy one, ties counting half.
+
+    None without either, or where a score is not finite.
+    """
+    scores = np.concatenate([clean, noise])
+    if not len(clean) or not len(noise) or not np.isfinite(scores).all():
         return None
-    ranks = rankdata(np.concatenate([clean, noise]))[: len(clean)]
+    ranks = rankdata(scores)[: len(clean)]
     return float((ranks.sum() - len(clean) * (len(clean) + 1) / 2) / (len(clean) * len(noise)))
 
 

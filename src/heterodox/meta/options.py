@@ -34,6 +34,14 @@ def surrogates(model: Any, who: str) -> list[str]:
     ]
 
 
+def too_wide(options: "MetaOptions", model: Any, where: str) -> list[str]:
+    """A reason where the rater, whose options are in the section `where`, would read more than a window has."""
+    view = options.rater.view
+    if view is None or view <= model.context:
+        return []
+    return [f"{where}.rater.view is {view}, but a window has the model's context of {model.context} tokens; lower it"]
+
+
 LOW, HIGH = 0.05, 1.0
 """Bounds of sigmoid weights."""
 LIFETIME = 500
@@ -46,13 +54,16 @@ class RaterOptions(Config):
     view: int | None = Field(None, ge=1, description="tokens of a window that it reads, the first; null: all")
     conv: int = Field(3, ge=1, description="neighbouring tokens that are read together, under the blocks; odd; 1: none")
     layers: int = Field(1, ge=0, description="blocks")
-    heads: int = Field(4, ge=1, description="of attention; they divide the width")
+    heads: int = Field(4, ge=1, description="of attention in the blocks; they divide the width")
     width: int = Field(64, ge=1, description="of the encoder")
-    mlp_ratio: int = Field(4, ge=1, description="hidden width of the MLP over the width")
+    mlp_ratio: int = Field(4, ge=1, description="of the blocks: hidden width of the MLP over the width")
 
     @model_validator(mode="after")
     def _can_be_built(self) -> "RaterOptions":
-        if self.width % self.heads:
+        for option in () if self.layers else ("heads", "mlp_ratio"):
+            if (given := getattr(self, option)) != type(self).model_fields[option].default:
+                raise ValueError(f"rater.{option} {given} is of blocks, and rater.layers is 0; leave one out")
+        if self.layers and self.width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide a rater's width of {self.width}")
         if self.conv % 2 == 0:
             raise ValueError(f"rater.conv {self.conv} is even, but a token has as many neighbours before as behind it")
@@ -130,6 +141,15 @@ class MetaOptions(Config):
             raise ValueError("softmax weights over a batch of one example are always 1; raise batch_size")
         if self.slots is not None and self.schedule != "binomial":
             raise ValueError(f"slots are for the schedule binomial, but it is {self.schedule}")
+        if self.graphs > self.backprop_steps:
+            raise ValueError(
+                f"graphs {self.graphs} is more than there are in a window of {self.backprop_steps} backprop_steps; "
+                "lower it"
+            )
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} is more than the batch_size of {self.batch_size}; lower it"
+            )
         if self.micro_batch is not None and self.graphs > 1:
             raise ValueError(f"micro_batch keeps no graph for the way back, but graphs is {self.graphs}; leave one out")
         if self.reset == "fresh" and self.lifetime is not None:

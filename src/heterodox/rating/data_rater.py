@@ -3,9 +3,9 @@
     filter     the bottom of a batch drawn larger is dropped, and what is left counts alike
     reweight   w_i = n·s_i / Σ_j s_j over the global batch, s = weighting(R(x; φ))
 
-`rater` is the folder of a finished run of `learner: data_rater`; its averaged weights are used, and stay as they are.
-With `train` instead, the rater is meta-trained within this run, before its first step, and the run is charged for it:
-every token and every FLOP. Reference: Calian et al., "DataRater: Meta-learned dataset curation", 2025.
+`rater` is the folder of a run that trained one, as its learner or by `train`; its averaged weights are used, and stay
+as they are. With `train` instead, the rater is meta-trained within this run, before its first step, and the run is
+charged for it: every token and every FLOP. Reference: Calian et al., "DataRater: Meta-learned dataset curation", 2025.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Diagnosis
 from heterodox.meta.cost import training_cost
 from heterodox.meta.load import load_rater, rater_options
-from heterodox.meta.options import surrogates
+from heterodox.meta.options import surrogates, too_wide
 from heterodox.meta.population import check_population
 from heterodox.meta.rater import Rater, build_rater
 from heterodox.meta.session import TrainOptions, train_rater
@@ -65,6 +65,7 @@ class DataRater(Filter):
                 return reasons
             if needs.model.name != "gpt":
                 return [*reasons, f"rating.train trains inner models, which must be a gpt; found {needs.model.name}"]
+            reasons += too_wide(self.train, needs.model, "rating.train")
             return reasons + surrogates(needs.model, "rating.train")
 
         def build(self) -> "DataRater":

@@ -12,7 +12,7 @@ BINS = 40
 
 
 def score_histogram(session: Session) -> dict[str, Any] | None:
-    """Edges of the bins, counts by kind, AUC by kind of noise; None for a learner that scores nothing.
+    """Edges of the bins, counts by kind, AUC by kind of noise; None for a learner whose scores are none, or not finite.
 
     The examples are those of val, with the noise of train planted in them where there is any.
     """
@@ -24,6 +24,8 @@ def score_histogram(session: Session) -> dict[str, Any] | None:
     if not batches:
         return None
     scores = np.concatenate([learner.scores(batch).double().cpu().numpy() for batch in batches])
+    if not np.isfinite(scores).all():
+        return None
     edges = np.histogram_bin_edges(scores, BINS)
     if not known:
         return {"edges": edges.tolist(), "counts": {"all": np.histogram(scores, edges)[0].tolist()}, "auc": {}}

@@ -5,7 +5,6 @@ that a CPU would choose.
 """
 
 import math
-import sys
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from heterodox.core.comm import Solo
 from heterodox.core.learner import Foretold
 from heterodox.core.protocols import Stateless
 from heterodox.core.types import Batch
+from heterodox.data import Windows
 from heterodox.recipe import Recipe
 from heterodox.run.config import Budget
 from heterodox.run.session import build_learner, build_model
@@ -35,7 +35,7 @@ def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
         model = build_model(recipe, dataset.tokenizer.vocab_size, "cpu")
 
         def blank(split: str, batch_size: int, order: str | int = 0, *, whole: bool = False) -> _Blank:
-            return _Blank(batch_size, recipe.model.context)
+            return _Blank(batch_size, recipe.model.context, Windows(dataset.splits[split], recipe.model.context).count)
 
         learner = build_learner(recipe, model, Solo(), blank)
         foretold = learner.foretell(blank("train", recipe.rating.drawn(recipe.run.batch_size)).next_batch())
@@ -84,12 +84,11 @@ def _count(budget: Budget, foretold: Foretold) -> tuple[int | None, int, int]:
 
 
 class _Blank(Stateless):
-    """Batches of the right shape, traced rather than read; there are always enough of them."""
+    """Batches of the right shape, traced rather than read, of a split of so many examples."""
 
-    examples_per_epoch = sys.maxsize
-
-    def __init__(self, batch_size: int, context: int) -> None:
+    def __init__(self, batch_size: int, context: int, examples: int) -> None:
         self._shape = batch_size, context
+        self.examples_per_epoch = examples
 
     def next_batch(self) -> Batch:
         tokens = torch.zeros(self._shape, dtype=torch.long)

@@ -48,7 +48,7 @@ class Recorder:
         for totals, lr, report in pending:
             row: Row = {"kind": "train", **totals, "lr": lr}
             row |= {"loss": float(report.loss), "grad_norm": float(report.grad_norm)}
-            row |= {key: _finite(float(value)) for key, value in report.metrics.items()}
+            row |= {key: finite(float(value)) for key, value in report.metrics.items()}
             for key, limit in report.limits.items():
                 if row[key] is None or row[key] > limit.most:
                     raise Diverged(self._past_limit(row, key, limit))
@@ -90,6 +90,6 @@ class Recorder:
         )
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     """What JSON can say of a rule's own measure."""
     return value if math.isfinite(value) else None

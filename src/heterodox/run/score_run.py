@@ -1,4 +1,4 @@
-"""Scores of a split's examples by a trained run: by its rater, or by how well its model predicts them."""
+"""Scores of a split's examples by a trained run: by the rater it trained, or by how well its model predicts them."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from heterodox.core.errors import RecipeError
+from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.core.types import Batch
 from heterodox.data import Dataset, Split, Windows
 from heterodox.data.scores import best, write_scores
 from heterodox.meta.auc import auc_by_kind
-from heterodox.meta.load import load_rater, rater_options
+from heterodox.meta.load import load_rater, rater_options, rater_section
 from heterodox.recipe import load_recipe
 from heterodox.run.load import TrainedRun, load_run
 from heterodox.run.saved import open_run
@@ -55,6 +55,8 @@ def score_run(
     chosen = _split(dataset, split, noisy)
     windows = Windows(chosen, run.model.context, str(next(run.model.parameters()).device))
     ids, scores = _all_scores(windows, _scorer(run, path))
+    if not np.isfinite(scores).all():
+        raise CheckpointError(f"{path} gives {np.sum(~np.isfinite(scores))} of {len(ids)} examples no finite score")
     about = dataset.identify(chosen) | {"context": run.model.context, "rater": path.name}
     write_scores(out, ids, scores, about)
     answer: dict[str, Any] = {"path": str(out), "split": split, "examples": len(ids)}
@@ -86,8 +88,8 @@ def _split(dataset: Dataset, split: str, noisy: bool) -> Split:
 
 def _scorer(run: TrainedRun, path: Path) -> Score:
     """Of a batch: one score per example."""
-    if run.recipe.learner.name == "data_rater":
-        saved = open_run(path)
+    saved = open_run(path)
+    if rater_section(saved.recipe) is not None:
         rater = load_rater(saved, rater_options(saved, path, None), path, run.model.head.weight)
         return lambda batch: rater(batch.inputs)
 

@@ -14,7 +14,7 @@ from heterodox.run.budget import Progress, lr_scale
 from heterodox.run.evaluation import bits_per_byte, evaluate
 from heterodox.run.folder import RunFolder
 from heterodox.run.interrupt import Interrupt
-from heterodox.run.recorder import REMEDIES, Diverged, Observer, Recorder
+from heterodox.run.recorder import REMEDIES, Diverged, Observer, Recorder, finite
 from heterodox.run.session import Session
 
 Status = Literal["finished", "diverged", "interrupted"]
@@ -116,7 +116,8 @@ class Trainer:
         rate = self.session.dataset.splits["val"].bytes_per_token
         self.val_loss, self.evaluated_step = loss, self.progress.step
         row = {"val_loss": loss, "val_bits_per_byte": bits_per_byte(loss, rate)}
-        self.recorder.tell({"kind": "eval", **self.progress.as_dict(), **row, **diagnosis.values})
+        measured = {key: finite(value) for key, value in diagnosis.values.items()}
+        self.recorder.tell({"kind": "eval", **self.progress.as_dict(), **row, **measured})
         self._warn(diagnosis.warnings)
 
     def _warn(self, texts: Sequence[str]) -> None:

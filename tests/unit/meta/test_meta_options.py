@@ -17,6 +17,8 @@ SIGMOID = {"kind": "sigmoid"}
         ({"weighting": SIGMOID | {"high": 0.05}}, "weighting.low 0.05 is not below weighting.high 0.05"),
         ({"reset": "fresh", "lifetime": 100}, "lifetime 100 is for the reset staggered only"),
         ({"micro_batch": 4, "graphs": 2}, "micro_batch keeps no graph for the way back, but graphs is 2"),
+        ({"micro_batch": 33}, "micro_batch 33 is more than the batch_size of 32"),
+        ({"graphs": 3}, "graphs 3 is more than there are in a window of 2 backprop_steps"),
         ({"inner_steps": 501}, "a lifetime of 500 steps is shorter than the 501 inner_steps"),
         ({"control": "auxiliary", "batch_size": 1, "weighting": SIGMOID}, "control auxiliary compares the losses of a"),
         ({"control": "detached", "weighting": {"entropy": 0.1}}, r"weighting\.entropy 0\.1 would move it"),

@@ -12,7 +12,7 @@ from heterodox.meta.rater import Rater, build_rater
 
 def rater(**options) -> Rater:
     """Without blocks, and with a head that says something."""
-    sizes = {"layers": 0, "heads": 1, "width": 8} | options
+    sizes = {"layers": 0, "width": 8} | options
     found = build_rater(RaterOptions(**sizes), 11, 12)
     found.initialise(Streams(0))
     with torch.no_grad():
@@ -59,6 +59,8 @@ def test_it_reads_its_view_and_no_more():
     [
         ({"conv": 4}, "rater.conv 4 is even"),
         ({"conv": 1, "layers": 0}, "sees no token beside another"),
+        ({"layers": 0, "heads": 8, "width": 20}, r"rater\.heads 8 is of blocks, and rater\.layers is 0"),
+        ({"layers": 0, "mlp_ratio": 2}, r"rater\.mlp_ratio 2 is of blocks, and rater\.layers is 0"),
         ({"width": 6}, "4 heads do not divide a rater's width of 6"),
     ],
 )

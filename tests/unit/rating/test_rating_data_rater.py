@@ -12,7 +12,7 @@ from heterodox.rating import DataRater
 from heterodox.recipe import Recipe
 from tests.tiny import tiny_batch, tiny_gpt
 
-RATER = {"layers": 0, "heads": 1, "width": 8}
+RATER = {"layers": 0, "width": 8}
 
 
 def deployed(mode: str, **weighting) -> DataRater:

@@ -1,6 +1,7 @@
 """A run that meta-trains a rater, and runs that use one."""
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from heterodox.core.comm import Solo
 from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.core.types import Diagnosis
+from heterodox.learner import DataRater
 from heterodox.log.jsonl import read_rows
 from heterodox.meta import meta_gradient
 from heterodox.recipe import Recipe
 from heterodox.run.config import Budget
+from heterodox.run.histogram import score_histogram
 from heterodox.run.plan import plan
 from heterodox.run.probe_run import probe_run
+from heterodox.run.saved import open_run
+from heterodox.run.score_run import score_run
 from heterodox.run.session import open_session
 from heterodox.run.train import train
 from tests.saved import assert_same_bits, tensors, timeless
@@ -84,7 +90,7 @@ def test_it_resumes_within_a_round(trained, step, tmp_path):
     [
         {"schedule": "binomial", "backprop_steps": 4, "weighting": {"entropy": 0.1}},
         {"micro_batch": 2, "population": 1},
-        {"graphs": 2, "backprop_steps": 4, "rater": SMALL | {"layers": 0, "conv": 5}},
+        {"graphs": 2, "backprop_steps": 4, "rater": {"width": 8, "layers": 0, "conv": 5}},
         {"control": "auxiliary", "inner_steps": 2, "weighting": {"kind": "softmax"}},
         {"control": "detached", "inner_steps": 2},
     ],
@@ -173,6 +179,15 @@ def test_a_rater_trained_in_the_same_run_is_charged(tmp_path):
         ({"learner": {"lifetime": 2}}, "a lifetime of 2 steps is shorter"),
         ({"learner": {"rater": {"heads": 3}}}, "3 heads do not divide"),
         ({"learner": {"reset": "fresh"}}, "lifetime 6 is for the reset staggered only"),
+        (
+            {"learner": {"rater": {"view": 17}}},
+            r"learner\.rater\.view is 17, but a window has the model's context of 16",
+        ),
+        (
+            {"learner": {"eps_root": 1e-6}, "update": {"name": "sgd"}},
+            r"learner\.eps_root 1e-06 is of AdamW, and update",
+        ),
+        ({"run": {"probe_every": 2}}, r"run\.probe_every 2 compares .* learner data_rater has no such signal"),
         ({"run": {"compile": True}}, "cannot be differentiated twice"),
         ({"model": {"straight_through_gelu": True}}, r"which model\.straight_through_gelu makes another than"),
     ],
@@ -182,15 +197,16 @@ def test_refuses(sections, message):
         rater_recipe(**sections)
 
 
-def test_refuses_what_only_the_corpus_shows():
+@pytest.mark.parametrize("use", [lambda recipe: open_session(recipe, Solo(), "cpu"), plan], ids=["train", "plan"])
+def test_refuses_what_only_the_corpus_shows(use):
     with pytest.raises(RecipeError, match=r"has 62 examples, but learner\.val_batches 1 of .* ask for 400 in a round"):
-        open_session(rater_recipe({"val_batch_size": 400}), Solo(), "cpu")
+        use(rater_recipe({"val_batch_size": 400}))
     train = {"rounds": 1, "val_batches": 3, "val_batch_size": 40}
     wanted = r"rating\.train\.val_batches 3 of rating\.train\.val_batch_size 40 ask for 120"
     with pytest.raises(RecipeError, match=wanted):
-        open_session(user_recipe({"train": train}), Solo(), "cpu")
+        use(user_recipe({"train": train}))
     with pytest.raises(RecipeError, match=r"data\.corruption\.window is 16, but the model's context is 8"):
-        open_session(rater_recipe(model={"context": 8}), Solo(), "cpu")
+        use(rater_recipe(model={"context": 8}))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +221,17 @@ def test_refuses_reweighting(rating, run, message):
         tiny_recipe(rating={"name": "data_rater", "rater": "runs/rater"} | rating, run=RUN | run)
 
 
+def test_a_rater_trained_in_the_run_cannot_read_more_than_a_window():
+    with pytest.raises(
+        RecipeError, match=r"rating\.train\.rater\.view is 17, but a window has the model's context of 16"
+    ):
+        user_recipe({"train": {"rater": {"view": 17}}})
+    assert user_recipe({"train": {"rater": {"view": 16}}}).rating.train.rater.view == 16
+
+
 def test_a_resolved_recipe_is_a_recipe():
+    for recipe in (rater_recipe(update={"name": "sgd"}), rater_recipe({"rater": {"layers": 0, "width": 18}})):
+        assert Recipe.model_validate(recipe.dump()) == recipe
     for rating in ({"mode": "reweight"}, {"mode": "filter"}, {"keep": 0.5}):
         recipe = user_recipe({"train": {"reset": "fresh"}} | rating)
         assert Recipe.model_validate(recipe.dump()) == recipe
@@ -274,3 +300,47 @@ def test_a_rater_that_leaves_what_a_number_can_hold_is_none(tmp_path):
     recipe = user_recipe({"train": options | {"lr": 1e30, "weight_decay": 1e10}})
     with pytest.raises(RecipeError, match=r"the rater is not finite behind round 1 of rating\.train; .*lr 1e\+30"):
         train(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize("data", [DATA, {}], ids=["noise", "clean"])
+def test_a_rater_that_diverges_ends_its_own_run_and_says_so(data, tmp_path):
+    recipe = rater_recipe({"lr": 1e30, "weight_decay": 1e10})
+    run = train(recipe.model_copy(update={"data": tiny_recipe(data=data).data}), tmp_path / "run")
+    assert run.summary["status"] == "diverged"
+    assert "The rule's rater norm is no longer finite at step 3" in run.summary["message"]
+    assert "lower learner.lr or learner.weight_decay" in run.summary["message"]
+
+
+def test_scores_that_are_not_finite_are_told_of_and_drawn_nowhere():
+    session = open_session(rater_recipe(), Solo(), "cpu")
+    healthy = session.learner.examine(session.labelled_batches)
+    assert healthy.values.keys() == {"auc_shuffled", "auc_repeated"}
+    assert not healthy.warnings
+    assert score_histogram(session)
+    session.learner.trainer.average.fill_(torch.nan)
+    found = session.learner.examine(session.labelled_batches)
+    assert not found.values
+    assert "scores that are not finite" in found.warnings[0]
+    assert score_histogram(session) is None
+
+
+def test_a_measure_that_is_no_number_is_null_in_the_log(monkeypatch, tmp_path):
+    monkeypatch.setattr(DataRater, "examine", lambda *_: Diagnosis({"auc_shuffled": math.nan}))
+    assert train(rater_recipe(run={"budget": {"steps": 1}}), tmp_path / "run").summary["status"] == "finished"
+    measured = [row["auc_shuffled"] for row in read_rows(tmp_path / "run" / "metrics.jsonl", "eval")]
+    assert measured == [None, None]
+
+
+def test_a_saved_rater_that_is_not_finite_is_refused(trained, monkeypatch, tmp_path):
+    saved = open_run(trained)
+    saved.learner["meta"]["average"]["head.bias"].fill_(torch.inf)
+    monkeypatch.setattr("heterodox.run.session.open_run", lambda _: saved)
+    monkeypatch.setattr("heterodox.run.score_run.open_run", lambda _: saved)
+    recipe = user_recipe({"rater": str(trained)})
+    for use in (
+        lambda: open_session(recipe, Solo(), "cpu"),
+        lambda: plan(recipe),
+        lambda: score_run(trained, tmp_path / "scores.parquet"),
+    ):
+        with pytest.raises(CheckpointError, match="has weights that are not finite; train it at a lower rate"):
+            use()

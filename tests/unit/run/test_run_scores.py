@@ -1,20 +1,27 @@
 """Scores of examples by a run, the index of the best, and training on that."""
 
+import shutil
+
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from heterodox.cli import app
 from heterodox.core.comm import Solo
-from heterodox.core.errors import CorpusError, RecipeError
+from heterodox.core.errors import CheckpointError, CorpusError, RecipeError
+from heterodox.data import Windows
 from heterodox.data.scores import KEY, read_scores, write_scores
 from heterodox.report import write_report
 from heterodox.run.score_run import score_run
 from heterodox.run.session import open_session
 from heterodox.run.train import train
+from tests.saved import tensors
 from tests.tiny import tiny_recipe
-from tests.unit.run.test_run_data_rater import rater_recipe, user_recipe
+from tests.unit.run.test_run_data_rater import LEARNER, rater_recipe, user_recipe
+
+TRAIN = {key: value for key, value in LEARNER.items() if key != "name"} | {"rounds": 2}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +76,31 @@ def test_a_model_scores_by_likelihood_and_the_command_line_says_so(tmp_path):
         score_run(tmp_path / "run", tmp_path / "s", keep=0.5)
     with pytest.raises(RecipeError, match=r"--keep 1\.5 is no share"):
         score_run(tmp_path / "run", tmp_path / "s", keep=1.5, index=tmp_path / "i")
+
+
+def test_a_rater_trained_for_the_run_s_own_rating_scores_and_can_be_used_elsewhere(tmp_path):
+    """It is the one that stands in the checkpoint, not the model's likelihood."""
+    run, out = tmp_path / "run", tmp_path / "scores.parquet"
+    train(user_recipe({"train": TRAIN, "keep": 0.5}), run)
+    score_run(run, out, split="val")
+    scores = read_scores(out)[1]
+    used = open_session(user_recipe({"rater": str(run), "keep": 0.5}), Solo(), "cpu").learner.rating
+    weights = tensors(run)
+    assert scores is not None
+    assert scores.std() > 0
+    for name, parameter in used.network.named_parameters():
+        assert torch.equal(parameter, weights[f"state/learner/rating/rater/{name}"])
+    windows = Windows(user_recipe({"rater": str(run)}).data.build().splits["val"], 16)
+    assert np.allclose(scores, used.score(windows.batch(np.arange(62))).numpy(), rtol=1e-5)
+
+
+def test_a_run_that_has_not_trained_its_rater_yet_has_none(tmp_path):
+    run = tmp_path / "run"
+    train(user_recipe({"train": TRAIN}), run)
+    for step in (1, 2):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
+    with pytest.raises(CheckpointError, match="was stopped before it trained its rater; go on with --resume"):
+        score_run(run, tmp_path / "scores.parquet")
 
 
 def test_refuses_scores_of_other_examples(trained, tmp_path):
