@@ -11,7 +11,7 @@ from heterodox.credit.meta_critic.forward import main_forward
 from heterodox.credit.meta_critic.target import look
 from heterodox.model import GPT
 from heterodox.objective import CrossEntropy
-from tests.meta_critic import dot, regression_of, rule_of, slope
+from tests.meta_critic import dot, meta_of, regression_of, rule_of, slope
 from tests.signals import WEIGHTS, grads_of, same, signal_of
 from tests.tiny import tiny_batch, tiny_gpt
 
@@ -75,10 +75,14 @@ def test_where_the_stream_passes_errors_on_as_they_are_the_start_is_backprop(loc
     assert not torch.allclose(found["blocks.0.mlp.fc.weight"], exact["blocks.0.mlp.fc.weight"], atol=1e-6)
 
 
-def test_an_error_on_its_way_down_is_as_large_as_the_stream_is_short():
-    """δ = B·T ∂L/∂h_N · std(h_N) / std(h_i), with a norm's epsilon, from linear paths alone."""
+@pytest.mark.parametrize("way", ["none", "attention"])
+def test_an_error_on_its_way_down_is_as_large_as_the_stream_is_short(way):
+    """δ_i = r_i · std(h_N) / std(h_i), with a norm's epsilon, from linear paths alone.
+
+    r_i is B·T ∂L/∂h_N, or that with what `transport` adds.
+    """
     model = tiny_gpt()
-    rule, objective = rule_of(model, objective="frozen"), CrossEntropy()
+    rule, objective = rule_of(model, objective="frozen", transport=way), CrossEntropy()
     silence_hidden_units(rule)
     proposals = rule.proposals
     seen = main_forward(model, tiny_batch(), WEIGHTS, objective, rule.operations)
@@ -95,9 +99,12 @@ def test_an_error_on_its_way_down_is_as_large_as_the_stream_is_short():
         proposals.contexts(seen, proposals.stages, Solo()),
         proposals.tell(seen, proposals.stages, sight, target),
     )
+    transport = proposals.critics.transport
+    brought = transport(seen.tape, error, -1) if transport is not None else dict.fromkeys((-1, 0, 1), error)
+    assert torch.allclose(brought[-1], error, atol=1e-4) == (way == "none")
     for stage in proposals.stages:
         errors = proposals.errors(seen, stage, contexts[stage.index], told[stage.index])
-        expected = error * length(last) / length(seen.outputs[stage.index])
+        expected = brought[stage.index] * length(last) / length(seen.outputs[stage.index])
         for slot in stage.on_stream:
             assert same(errors[slot], expected.detach()), slot
     lengths = [float(length(x).mean()) for x in seen.outputs.values()]
@@ -140,6 +147,21 @@ def test_transport_goes_back_along_the_attention_weights():
     assert found.keys() == expected.keys()
     for stage, brought in expected.items():
         assert same(found[stage].detach(), brought.detach()), stage
+
+
+def test_frozen_embeddings_need_no_transport_past_the_first_block():
+    """Every parameter that there is gets a gradient, and the others are as they would have been."""
+    model = tiny_gpt()
+    rule, whole = (rule_of(model, transport="attention", embeddings=how) for how in ("frozen", "critic"))
+    own, other = rule.proposals.critics.transport, whole.proposals.critics.transport
+    assert own is not None
+    assert other is not None
+    assert (own.blocks, other.blocks) == ([1], [1, 0])
+    assert set(own.state_dict()) == {"inward.1", "outward.1"}
+    assert torch.equal(own.inward["1"], other.inward["1"])
+    gradient = meta_of(rule, model).gradient
+    assert gradient.keys() == dict(rule.proposals.critics.named_parameters()).keys()
+    assert min(float(g.norm()) for g in gradient.values()) > 0
 
 
 def units_of(structure: str, x: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from heterodox.credit.meta_critic.forward import main_forward
 from heterodox.credit.meta_critic.network import Network
 from heterodox.credit.meta_critic.target import look, token_losses
 from heterodox.objective import CrossEntropy
+from tests.meta_critic import rule_of
 from tests.signals import WEIGHTS, same
 from tests.tiny import tiny_batch, tiny_gpt
 
@@ -36,6 +37,24 @@ def test_a_network_is_its_formula(form, linear):
     assert same(net(c, s), inner @ o.T + straight)
     assert same(net(c, s, size, mean=True), net(c, s, size).mean((0, 1)))
     assert not torch.allclose(net(c, s, size), net(c, s), atol=1e-2)
+
+
+def test_shared_critics_know_the_block_that_they_speak_for():
+    """By its id alone: of two blocks that see the same they say different things, until the ids are the same."""
+    rule = rule_of(tiny_gpt(), shared=True)
+    critics, stages = rule.proposals.critics, {stage.index: stage for stage in rule.proposals.stages}
+    assert critics.ids is not None
+
+    def said(index: int) -> dict[str, torch.Tensor]:
+        found = critics.outputs(stages[index], drawn(4, 6, 8), drawn(4, 6, 8, seed=3), drawn(4, 6, 1), mean=False)
+        return {slot.partition(f"blocks.{index}.")[2]: y.detach() for slot, y in found.items()}
+
+    low, high = said(0), said(1)
+    assert low.keys() == high.keys()
+    assert all(not torch.allclose(low[slot], high[slot], atol=1e-3) for slot in low)
+    with torch.no_grad():
+        critics.ids[1] = critics.ids[0]
+    assert all(same(low[slot], said(1)[slot]) for slot in low)
 
 
 def test_what_the_target_network_is_told():
