@@ -11,7 +11,7 @@ from heterodox.credit.meta_critic.forward import main_forward
 from heterodox.credit.meta_critic.target import look
 from heterodox.model import GPT
 from heterodox.objective import CrossEntropy
-from tests.meta_critic import dot, meta_of, regression_of, rule_of, slope
+from tests.meta_critic import dot, regression_of, rule_of, slope
 from tests.signals import WEIGHTS, grads_of, same, signal_of
 from tests.tiny import tiny_batch, tiny_gpt
 
@@ -147,21 +147,6 @@ def test_transport_goes_back_along_the_attention_weights():
     assert found.keys() == expected.keys()
     for stage, brought in expected.items():
         assert same(found[stage].detach(), brought.detach()), stage
-
-
-def test_frozen_embeddings_need_no_transport_past_the_first_block():
-    """Every parameter that there is gets a gradient, and the others are as they would have been."""
-    model = tiny_gpt()
-    rule, whole = (rule_of(model, transport="attention", embeddings=how) for how in ("frozen", "critic"))
-    own, other = rule.proposals.critics.transport, whole.proposals.critics.transport
-    assert own is not None
-    assert other is not None
-    assert (own.blocks, other.blocks) == ([1], [1, 0])
-    assert set(own.state_dict()) == {"inward.1", "outward.1"}
-    assert torch.equal(own.inward["1"], other.inward["1"])
-    gradient = meta_of(rule, model).gradient
-    assert gradient.keys() == dict(rule.proposals.critics.named_parameters()).keys()
-    assert min(float(g.norm()) for g in gradient.values()) > 0
 
 
 def units_of(structure: str, x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from heterodox.credit.meta_critic.forward import main_forward
 from heterodox.credit.meta_critic.network import Network
 from heterodox.credit.meta_critic.target import look, token_losses
 from heterodox.objective import CrossEntropy
-from tests.meta_critic import rule_of
+from tests.meta_critic import meta_of, rule_of
 from tests.signals import WEIGHTS, same
 from tests.tiny import tiny_batch, tiny_gpt
 
@@ -80,3 +80,18 @@ def test_what_the_target_network_is_told():
     assert torch.allclose(error.signal * error.size, seen.error * 24, rtol=1e-9)
     assert torch.allclose(error.context, normal, rtol=1e-9)
     assert float(seen.error.norm()) > 0
+
+
+def test_frozen_embeddings_need_no_transport_past_the_first_block():
+    """Every parameter that there is gets a gradient, and the others are as they would have been."""
+    model = tiny_gpt()
+    rule, whole = (rule_of(model, transport="attention", embeddings=how) for how in ("frozen", "critic"))
+    own, other = rule.proposals.critics.transport, whole.proposals.critics.transport
+    assert own is not None
+    assert other is not None
+    assert (own.blocks, other.blocks) == ([1], [1, 0])
+    assert set(own.state_dict()) == {"inward.1", "outward.1"}
+    assert torch.equal(own.inward["1"], other.inward["1"])
+    gradient = meta_of(rule, model).gradient
+    assert gradient.keys() == dict(rule.proposals.critics.named_parameters()).keys()
+    assert min(float(g.norm()) for g in gradient.values()) > 0
