@@ -52,7 +52,7 @@ def _phase_a(rule: MetaCritic, model: GPT, stages: list[Stage]):
     leaves = leaves_of(summaries)
     for leaf in (leaf for found in leaves.values() for leaf in found.values()):
         leaf.requires_grad_()
-    return summaries, meta_loss_gradients(model, seen, objective, proposals, stages, leaves, rule.meta)
+    return summaries, meta_loss_gradients(model, seen, objective, proposals, stages, leaves, rule.meta, Solo())
 
 
 def summary_gradients(rule: MetaCritic, model: GPT) -> list[Tensor]:
@@ -66,7 +66,7 @@ def meta_of(rule: MetaCritic, model: GPT, stages: list[Stage] | None = None) -> 
     summaries, (grads, losses, matrices) = _phase_a(rule, model, stages)
     learning, activations = rule.proposals.critics.learning_for(stages), rule.meta.activations
     gradient = critic_gradients(summaries, grads, learning, Solo(), activations=activations)
-    each = [(losses[s.index] * WEIGHTS).mean() + rule.meta.regulariser(matrices[s.index]) for s in stages]
+    each = [(losses[s.index] * WEIGHTS).mean() + rule.meta.regulariser(matrices[s.index], Solo()) for s in stages]
     return Meta(torch.stack(each).mean(), gradient, losses, matrices)
 
 

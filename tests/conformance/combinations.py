@@ -51,6 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "meta_critic activations": {
         "name": "meta_critic", "hypothesis": "activations", "transport": "attention", "layers_per_step": 2,
     },
+    "meta_critic floor": {"name": "meta_critic", "hypothesis": "activations", "floor": 3.0},
     "meta_critic shared": {"name": "meta_critic", "shared": True, "objective": "regression", "point": "output"},
     "meta_critic low_rank": {"name": "meta_critic", "structure": "low_rank", "density": 0.5, "reuse_target": True},
     "meta_critic source": {
@@ -61,9 +62,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Rules at other options than their defaults."""
 REMEMBERING = [
     "feedback_alignment grape", "feedback_alignment grape jacobian", "sign_symmetry random",
-    "meta_critic sampled", "meta_critic shared", "meta_critic low_rank", "meta_critic source",
+    "meta_critic sampled", "meta_critic floor", "meta_critic shared", "meta_critic low_rank", "meta_critic source",
 ]  # fmt: skip
-"""Variants that keep a state of another form than the rule at its defaults does: they too must resume."""
+"""Variants that keep a state of another form than the rule at its defaults does, or tell their ranks something else:
+they too must resume."""
 
 
 EQUILIBRIUM = {

@@ -75,10 +75,14 @@ def test_where_the_stream_passes_errors_on_as_they_are_the_start_is_backprop(loc
     assert not torch.allclose(found["blocks.0.mlp.fc.weight"], exact["blocks.0.mlp.fc.weight"], atol=1e-6)
 
 
-def test_an_error_on_its_way_down_is_as_large_as_the_stream_is_short():
-    """δ = B·T ∂L/∂h_N · std(h_N) / std(h_i), with a norm's epsilon, from linear paths alone."""
+@pytest.mark.parametrize("way", ["none", "attention"])
+def test_an_error_on_its_way_down_is_as_large_as_the_stream_is_short(way):
+    """δ_i = r_i · std(h_N) / std(h_i), with a norm's epsilon, from linear paths alone.
+
+    r_i is B·T ∂L/∂h_N, or that with what `transport` adds.
+    """
     model = tiny_gpt()
-    rule, objective = rule_of(model, objective="frozen"), CrossEntropy()
+    rule, objective = rule_of(model, objective="frozen", transport=way), CrossEntropy()
     silence_hidden_units(rule)
     proposals = rule.proposals
     seen = main_forward(model, tiny_batch(), WEIGHTS, objective, rule.operations)
@@ -95,9 +99,12 @@ def test_an_error_on_its_way_down_is_as_large_as_the_stream_is_short():
         proposals.contexts(seen, proposals.stages, Solo()),
         proposals.tell(seen, proposals.stages, sight, target),
     )
+    transport = proposals.critics.transport
+    brought = transport(seen.tape, error, -1) if transport is not None else dict.fromkeys((-1, 0, 1), error)
+    assert torch.allclose(brought[-1], error, atol=1e-4) == (way == "none")
     for stage in proposals.stages:
         errors = proposals.errors(seen, stage, contexts[stage.index], told[stage.index])
-        expected = error * length(last) / length(seen.outputs[stage.index])
+        expected = brought[stage.index] * length(last) / length(seen.outputs[stage.index])
         for slot in stage.on_stream:
             assert same(errors[slot], expected.detach()), slot
     lengths = [float(length(x).mean()) for x in seen.outputs.values()]

@@ -31,6 +31,8 @@ def test_reads_and_trains_three_steps(path, tmp_path):
             short += ["update.topology.mutation=0.1"]
     if changed.learner.name == "data_rater":
         short += ["run.probe_every=null", *(["learner.rater.view=16"] if path.parent.name == "scale" else [])]
+    if changed.credit.name == "meta_critic":
+        short += ["credit.meta_only_steps=1"]
     if changed.objective.name == "self_distillation":
         short += ["objective.warmup_steps=1"]
     recipe = load_recipe(path, [f"data.path={text}", *smaller, *short])
@@ -127,3 +129,10 @@ def test_tuned_recipes_record_an_equal_search():
         assert recipe.tuning.trials == len(grid)
         losses = [float(word) for word in re.findall(r"\d\.\d{3}", recipe.tuning.note)[: len(grid)]]
         assert recipe.update.lr == grid[losses.index(min(losses))], recipe.name
+
+
+def test_the_sources_critics_try_the_step_that_is_taken():
+    recipe = load_recipe(ROOT / "meta_critic" / "meta_critic_source.yaml", ["data.path=text.txt"])
+    assert recipe.credit.step == recipe.update.lr
+    assert (recipe.credit.density, recipe.credit.rank) == (1.0, 4)
+    assert "without its mask" in recipe.description

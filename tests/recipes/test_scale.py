@@ -71,6 +71,15 @@ def test_a_plan_accounts_for_the_full_size(path, text):
         assert masked == pytest.approx(recipe.update.sparsity * blocks, rel=0.01)
 
 
+def test_a_gpu_of_80_gb_takes_64_windows_of_the_critics_recipe_and_not_all(text):
+    path = FOLDER / "meta_critic_wikitext.yaml"
+    totals = [
+        plan(load_recipe(path, [*offline(path, text), *changes]))["memory_bytes"]["total"] / 1e9
+        for changes in ([], ["run.batch_size=64"])
+    ]
+    assert [round(total) for total in totals] == [192, 50]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_three_steps_at_the_true_width_and_depth(path, text, tmp_path):

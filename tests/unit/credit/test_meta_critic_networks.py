@@ -9,6 +9,7 @@ from heterodox.credit.meta_critic.forward import main_forward
 from heterodox.credit.meta_critic.network import Network
 from heterodox.credit.meta_critic.target import look, token_losses
 from heterodox.objective import CrossEntropy
+from tests.meta_critic import meta_of, rule_of
 from tests.signals import WEIGHTS, same
 from tests.tiny import tiny_batch, tiny_gpt
 
@@ -38,6 +39,24 @@ def test_a_network_is_its_formula(form, linear):
     assert not torch.allclose(net(c, s, size), net(c, s), atol=1e-2)
 
 
+def test_shared_critics_know_the_block_that_they_speak_for():
+    """By its id alone: of two blocks that see the same they say different things, until the ids are the same."""
+    rule = rule_of(tiny_gpt(), shared=True)
+    critics, stages = rule.proposals.critics, {stage.index: stage for stage in rule.proposals.stages}
+    assert critics.ids is not None
+
+    def said(index: int) -> dict[str, torch.Tensor]:
+        found = critics.outputs(stages[index], drawn(4, 6, 8), drawn(4, 6, 8, seed=3), drawn(4, 6, 1), mean=False)
+        return {slot.partition(f"blocks.{index}.")[2]: y.detach() for slot, y in found.items()}
+
+    low, high = said(0), said(1)
+    assert low.keys() == high.keys()
+    assert all(not torch.allclose(low[slot], high[slot], atol=1e-3) for slot in low)
+    with torch.no_grad():
+        critics.ids[1] = critics.ids[0]
+    assert all(same(low[slot], said(1)[slot]) for slot in low)
+
+
 def test_what_the_target_network_is_told():
     model, objective, batch = tiny_gpt(), CrossEntropy(), tiny_batch()
     seen = main_forward(model, batch, WEIGHTS, objective, ())
@@ -61,3 +80,18 @@ def test_what_the_target_network_is_told():
     assert torch.allclose(error.signal * error.size, seen.error * 24, rtol=1e-9)
     assert torch.allclose(error.context, normal, rtol=1e-9)
     assert float(seen.error.norm()) > 0
+
+
+def test_frozen_embeddings_need_no_transport_past_the_first_block():
+    """Every parameter that there is gets a gradient, and the others are as they would have been."""
+    model = tiny_gpt()
+    rule, whole = (rule_of(model, transport="attention", embeddings=how) for how in ("frozen", "critic"))
+    own, other = rule.proposals.critics.transport, whole.proposals.critics.transport
+    assert own is not None
+    assert other is not None
+    assert (own.blocks, other.blocks) == ([1], [1, 0])
+    assert set(own.state_dict()) == {"inward.1", "outward.1"}
+    assert torch.equal(own.inward["1"], other.inward["1"])
+    gradient = meta_of(rule, model).gradient
+    assert gradient.keys() == dict(rule.proposals.critics.named_parameters()).keys()
+    assert min(float(g.norm()) for g in gradient.values()) > 0

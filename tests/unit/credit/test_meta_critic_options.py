@@ -18,6 +18,7 @@ from heterodox.run.session import build_learner, build_model, open_session
 from heterodox.run.train import train
 from tests.tiny import tiny_batch, tiny_recipe
 
+TWELVE = {"budget": {"steps": 12}}
 REFUSED = {
     "no entry": (
         {"structure": "elementwise", "density": 1e-4},
@@ -77,6 +78,12 @@ REFUSED = {
     ),
     "transport without a tape": ({"transport": "attention", "point": "output"}, "not error, outer and output"),
     "reuse of nothing": ({"reuse_target": True, "meta_every": 2}, "reuse_target needs a meta-step in every step"),
+    "blocks that never learn": (
+        {"meta_only_steps": 12}, "meta_only_steps is 12 of a budget of 12 steps: blocks never learn",
+    ),
+    "phase 0 without end": (
+        {"regression_steps": 13}, "regression_steps is 13 of a budget of 12 steps: critics never learn by a meta-loss",
+    ),
     "density of 0": ({"density": 0}, "credit.density"),
     "unknown matrix": ({"matrices": ["mlp.up"]}, "credit.matrices"),
     "a start that cannot be": ({"start": "stream", "linear": False}, "start stream needs"),
@@ -86,9 +93,24 @@ REFUSED = {
 @pytest.mark.parametrize(("options", "reason"), REFUSED.values(), ids=REFUSED)
 def test_refused_with_the_numbers(options, reason):
     with pytest.raises(RecipeError) as refusal:
-        tiny_recipe(credit={"name": "meta_critic"} | options)
+        tiny_recipe(credit={"name": "meta_critic"} | options, run=TWELVE)
     assert reason in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_transport_past_no_block_is_refused():
+    one, frozen = {"layers": 1}, {"embeddings": "frozen"}
+    for model, options in ((one, frozen), ({"frozen_embeddings": True} | one, {})):
+        with pytest.raises(
+            RecipeError, match=r"transport is attention, but model\.layers is 1 and embeddings are frozen"
+        ):
+            tiny_recipe(credit={"name": "meta_critic", "transport": "attention"} | options, model=model)
+    tiny_recipe(credit={"name": "meta_critic", "transport": "attention"}, model=one)
+    tiny_recipe(credit={"name": "meta_critic", "transport": "attention"} | frozen)
+
+
+def test_waiting_until_the_last_step_but_one_is_accepted():
+    tiny_recipe(credit={"name": "meta_critic", "meta_only_steps": 11, "regression_steps": 11}, run=TWELVE)
 
 
 def test_another_model_is_refused():

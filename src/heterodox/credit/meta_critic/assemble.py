@@ -59,7 +59,7 @@ def proposals_of(options: Options, model: GPT, streams: Streams) -> Proposals:
         begins_as_stream=options.begins_as_stream,
         transport=None
         if options.transport == "none"
-        else Transport(range(len(model.blocks)), weight.shape[1], target_width, streams, weight),
+        else Transport(range(stages[0].index + 1, len(model.blocks)), weight.shape[1], target_width, streams, weight),
     )
     size, most = sum(parameter.numel() for parameter in critics.parameters()), options.max_meta_parameters
     if most is not None and size > most:

@@ -61,7 +61,9 @@ class Options(config.Config):
     )
     step: float = Field(1.0, gt=0, description="η, length of the hypothetical step")
     penalty: float = Field(1.0, ge=0, description="λ of (η/2)‖ΔW‖²; 1: proximal; 0: the source's meta-loss")
-    floor: float = Field(0.0, ge=0, description="norm below which a stage's ΔW is penalised, against doing nothing")
+    floor: float = Field(
+        0.0, ge=0, description="norm below which a stage's ΔW is penalised; activations: the RMS of its δ over tokens"
+    )
     suffix: Literal["shared", "separate"] = Field(
         "shared", description="partial forwards as one larger batch above where they begin, or one by one, holding less"
     )
@@ -149,10 +151,28 @@ class Options(config.Config):
         if model["name"] != "gpt":
             return [f"credit meta_critic needs blocks run one after another: model gpt, not {model['name']}"]
         reasons = []
-        stages = model["layers"] + (self.embeddings == "critic" and not model["frozen_embeddings"])
+        embeds = self.embeddings == "critic" and not model["frozen_embeddings"]
+        stages = model["layers"] + embeds
+        if self.transport == "attention" and stages == 1:
+            reasons.append(
+                "credit.transport is attention, but model.layers is 1 and embeddings are frozen: no stage lies below a "
+                "block"
+            )
+        reasons += self._never(whole["run"]["budget"]["steps"])
         if self.layers_per_step and self.layers_per_step > stages:
             reasons.append(f"credit.layers_per_step is {self.layers_per_step}, but there are {stages} stages to sample")
         return reasons + self._misfits(model["width"], model["mlp_ratio"], model["context"])
+
+    def _never(self, budget: int | None) -> list[str]:
+        """What would come behind the last step."""
+        if budget is None:
+            return []
+        waiting = {"meta_only_steps": "blocks never learn", "regression_steps": "critics never learn by a meta-loss"}
+        return [
+            f"credit.{option} is {getattr(self, option)} of a budget of {budget} steps: {consequence}"
+            for option, consequence in waiting.items()
+            if getattr(self, option) >= budget
+        ]
 
     def _misfits(self, width: int, ratio: int, context: int) -> list[str]:
         structure = self.structure_part()

@@ -3,12 +3,12 @@
     L_meta = mean_{i ∈ S} [ L(W_i − η ΔW_i) + λ (η/2) ‖ΔW_i‖² + (η/2) max(0, floor − ‖ΔW_i‖)² ]
 
 With `activations` it is a − η δ at the stage's points that a partial forward tries, and ‖δ‖², the mean over tokens,
-that is penalised: critics then learn each token's error, not the products' sum alone, which hardly shows the directions
-in which inputs vary little.
+that is penalised (the floor is on its root): critics then learn each token's error, not the products' sum alone, which
+hardly shows the directions in which inputs vary little.
 
 The graph is cut at the proposals' summaries, or at the errors δ. Partial forwards give ∂L_meta/∂summary, of which all
 ranks take the mean; the critics' graph, which waits meanwhile, then carries that on to θ. So every rank tries the step
-that all ranks would make together. Errors are each rank's own.
+that all ranks would make together. Errors are each rank's own; only the mean that a floor is held against is of all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,12 +49,16 @@ class MetaObjective:
         """W − η ΔW."""
         return weight.detach() - self.step * proposal.to(weight.dtype)
 
-    def regulariser(self, proposals: Mapping[str, Tensor]) -> Tensor:
-        """λ (η/2) ‖ΔW_i‖² + (η/2) max(0, floor − ‖ΔW_i‖)² of a stage, or of its errors by slot."""
+    def regulariser(self, proposals: Mapping[str, Tensor], comm: Comm) -> Tensor:
+        """λ (η/2) ‖ΔW_i‖² + (η/2) max(0, floor − ‖ΔW_i‖)² of a stage, or of this rank's errors by slot."""
         squares = [(x.square().sum(-1).mean() if self.activations else x.square().sum()) for x in proposals.values()]
         square = torch.stack(squares).sum()
         if not self.floor:
             return self.penalty * self.step / 2 * square
+        if self.activations:  # not linear: the floor is for the mean over ranks, of which each has its own slope
+            everywhere = square.detach().clone()
+            comm.mean_([everywhere])
+            square = square + (everywhere - square.detach())
         missing = (self.floor - (square + 1e-30).sqrt()).clamp_min(0.0)
         return self.step / 2 * (self.penalty * square + missing.square())
 
@@ -95,6 +99,7 @@ def meta_loss_gradients(
     stages: Sequence[Stage],
     leaves: Summaries,
     meta: MetaObjective,
+    comm: Comm,
 ) -> tuple[Summaries, dict[int, Tensor], Summaries]:
     """∂L_meta/∂summary on this rank's examples, the losses by stage and example, and the proposals ΔW.
 
@@ -104,7 +109,7 @@ def meta_loss_gradients(
     losses: dict[int, Tensor] = {}
     matrices: Summaries = {}
     for group in meta.groups(stages):
-        part = _gradients(model, seen, objective, proposals, group, leaves, meta, len(stages))
+        part = _gradients(model, seen, objective, proposals, group, leaves, meta, len(stages), comm)
         grads |= part[0]
         losses |= part[1]
         matrices |= part[2]
@@ -120,10 +125,11 @@ def _gradients(
     leaves: Summaries,
     meta: MetaObjective,
     num_stages: int,
+    comm: Comm,
 ) -> tuple[Summaries, dict[int, Tensor], Summaries]:
     """The same for some of the stages, of which the meta-loss is the mean over `num_stages`."""
     if meta.activations:
-        return _gradients_of_errors(model, seen, objective, stages, leaves, meta, num_stages)
+        return _gradients_of_errors(model, seen, objective, stages, leaves, meta, num_stages, comm)
     with torch.enable_grad():
         matrices = {s.index: proposals.matrices(s, leaves[s.index]) for s in stages}
         hypotheses = {
@@ -131,7 +137,7 @@ def _gradients(
             for index, found in matrices.items()
         }
         losses = partial_losses(model, seen, objective, hypotheses)
-        each = [(losses[s.index] * seen.weights).mean() + meta.regulariser(matrices[s.index]) for s in stages]
+        each = [(losses[s.index] * seen.weights).mean() + meta.regulariser(matrices[s.index], comm) for s in stages]
         grads = _by_leaf(torch.stack(each).sum() / num_stages, {s.index: leaves[s.index] for s in stages})
     detached = {index: {n: x.detach() for n, x in found.items()} for index, found in matrices.items()}
     return grads, {index: x.detach() for index, x in losses.items()}, detached
@@ -145,13 +151,16 @@ def _gradients_of_errors(
     leaves: Summaries,
     meta: MetaObjective,
     num_stages: int,
+    comm: Comm,
 ) -> tuple[Summaries, dict[int, Tensor], Summaries]:
     """The same by the errors, which move what comes out at their slots."""
     chosen = {stage.index: leaves[stage.index] for stage in stages}
     with torch.enable_grad():
         moves = {index: {slot: -meta.step * y for slot, y in found.items()} for index, found in chosen.items()}
         losses = partial_losses(model, seen, objective, {index: {} for index in chosen}, moves)
-        each = [(losses[index] * seen.weights).mean() + meta.regulariser(found) for index, found in chosen.items()]
+        each = [
+            (losses[index] * seen.weights).mean() + meta.regulariser(found, comm) for index, found in chosen.items()
+        ]
         grads = _by_leaf(torch.stack(each).sum() / num_stages, chosen)
     detached = {index: {n: x.detach() for n, x in found.items()} for index, found in chosen.items()}
     return grads, {index: x.detach() for index, x in losses.items()}, detached

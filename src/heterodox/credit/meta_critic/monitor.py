@@ -86,7 +86,7 @@ def of_partial_forwards(
         found[f"meta_loss/{stage.key}"] = means[stage.index]
         found[f"meta_variance/{stage.key}"] = (spread * seen.weights).mean()
         found[f"meta_gain/{stage.key}"] = seen.loss - means[stage.index]
-        found[f"meta_penalty/{stage.key}"] = meta.regulariser(tried[stage.index])
+        found[f"meta_penalty/{stage.key}"] = meta.regulariser(tried[stage.index], comm)
     return found
 
 

@@ -159,7 +159,9 @@ class MetaCritic:
             grads, terms = regression_gradients(model, seen, objective, proposals, stages, leaves, self.meta, comm)
             measured = {f"regression_loss/{stage.key}": terms[stage.index] for stage in stages}
         else:
-            grads, losses, tried = meta_loss_gradients(model, seen, objective, proposals, stages, leaves, self.meta)
+            grads, losses, tried = meta_loss_gradients(
+                model, seen, objective, proposals, stages, leaves, self.meta, comm
+            )
             measured = of_partial_forwards(seen, stages, losses, tried, self.meta, comm)
         found = critic_gradients(summaries, grads, proposals.critics.learning_for(stages), comm, activations=own)
         self.monitor.note(measured | of_gradients(found), comm)

@@ -4,7 +4,8 @@
 
 An error at a token is also an error of the earlier tokens that it attended to, which a critic of single tokens cannot
 know. A_jᵀ carries it there: the derivative of block j's attention by its values, which depends on the attention weights
-of this very forward pass and on no weight matrix. P_j and Q_j are learned with MLP_G.
+of this very forward pass and on no weight matrix. P_j and Q_j, of the blocks above the lowest stage, are learned with
+MLP_G.
 """
 
 import math
