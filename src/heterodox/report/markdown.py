@@ -76,4 +76,5 @@ def _interval(value: Mapping[str, Any] | None, show: Callable[[Any], str]) -> st
 def _learning_rates(study: Study) -> dict[str, float]:
     recipes = [entry for header in study.headers for entry in header.get("recipes", [])]
     resolved = {entry["name"]: entry.get("resolved") or {} for entry in recipes}
-    return {name: recipe["update"]["lr"] for name, recipe in resolved.items() if "update" in recipe}
+    updates = {name: recipe["update"] for name, recipe in resolved.items() if "update" in recipe}
+    return {name: (update.get("around") or update)["lr"] for name, update in updates.items()}

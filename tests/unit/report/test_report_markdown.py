@@ -14,7 +14,8 @@ def test_holds_the_command_the_table_and_the_failures(tmp_path: Path):
     folder = write_study(tmp_path / "study")
     results = json.loads((folder / "results.json").read_text())
     for entry in results["recipes"]:
-        entry["resolved"] = {"update": {"lr": 0.003}}
+        update = {"lr": 0.003}
+        entry["resolved"] = {"update": {"around": update} if entry["name"] == "direct_feedback" else update}
     (folder / "results.json").write_text(json.dumps(results))
     text = write_markdown([folder], tmp_path / "deep" / "RESULTS.md", "heterodox report study").read_text()
     assert "    heterodox report study\n" in text
