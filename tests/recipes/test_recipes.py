@@ -30,7 +30,11 @@ def test_reads_and_trains_three_steps(path, tmp_path):
         if changed.update.topology.name == "sparsae":
             short += ["update.topology.mutation=0.1"]
     if changed.learner.name == "data_rater":
-        short += ["run.probe_every=null", *(["learner.rater.view=16"] if path.parent.name == "scale" else [])]
+        short += ["run.probe_every=null"]
+        if path.parent.name == "scale":
+            short += ["learner.rater.view=16", "learner.inner_steps=4", "learner.backprop_steps=4", "learner.slots=2"]
+            short += ["learner.batch_size=2", "learner.micro_batch=1", "learner.inner_warmup=0"]
+            short += ["learner.val_batches=1", "learner.val_batch_size=2"]
     if changed.credit.name == "meta_critic":
         short += ["credit.meta_only_steps=1"]
     if changed.objective.name == "self_distillation":
