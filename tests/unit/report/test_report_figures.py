@@ -31,7 +31,7 @@ def text_of(path: Path) -> list[str]:
 
 
 def test_every_chart_of_the_page_is_a_file(drawn: dict[str, Path]):
-    wanted = {"final", "loss_tokens", "loss_flops", "loss_seconds"}
+    wanted = {"final"} | {f"{kind}_{cost}" for kind in ("loss", "gap") for cost in ("tokens", "flops", "seconds")}
     wanted |= {f"pareto_{cost}" for cost in ("flops", "activation_bytes", "tokens", "seconds")} - {"pareto_tokens"}
     wanted |= {f"{measure}_{name}" for measure in ("cosine", "norm_ratio", "sign_agreement") for name in COSINE}
     assert set(drawn) - {"pareto_tokens"} == wanted
