@@ -71,3 +71,29 @@ def sparse_learner(
 def masked_entries(learner: Gradient) -> dict[str, torch.Tensor]:
     """By name, the entries that do not exist."""
     return {name: ~view for name, view in learner.update.masks.views.items()}
+
+
+def grown_after(learner: Gradient, steps: int) -> dict[str, torch.Tensor]:
+    """The connections that the last step's event has brought."""
+    for step in range(1, steps):
+        learner.step(tiny_batch(seed=step))
+    before = {name: view.clone() for name, view in learner.update.masks.views.items()}
+    learner.step(tiny_batch(seed=steps))
+    return {name: view & ~before[name] for name, view in learner.update.masks.views.items()}
+
+
+def assert_growth_follows_the_gradient(learner: Gradient) -> None:
+    """An event of step 4 grows, in each layer, the missing connections whose exact gradient is largest."""
+    for step in range(1, 4):
+        learner.step(tiny_batch(seed=step))
+    batch, before = tiny_batch(seed=4), {n: v.clone() for n, v in learner.update.masks.views.items()}
+    exact = Backprop().signal(learner.model, batch, torch.ones(4).double(), CrossEntropy()).grads
+    learner.step(batch)
+    grew = 0
+    for name, view in learner.update.masks.views.items():
+        born, left_out = view & ~before[name], ~view & ~before[name]
+        assert int(view.sum()) == int(before[name].sum())
+        grew += int(born.sum())
+        if born.any() and left_out.any():
+            assert exact[name].abs()[born].min() >= exact[name].abs()[left_out].max(), name
+    assert grew > 10

@@ -12,7 +12,7 @@ from heterodox.core.comm import Comm, Solo, connect
 from heterodox.core.state import split
 from heterodox.recipe import Recipe
 from heterodox.run.session import open_session
-from tests.unit.run.test_run_data_rater import LEARNER, rater_recipe, user_recipe
+from tests.tiny_rater import LEARNER, rater_recipe, user_recipe
 
 TRAIN = {key: value for key, value in LEARNER.items() if key != "name"} | {"rounds": 1}
 EXACT = {"precision": "float64"}

@@ -1,6 +1,5 @@
 """Sparse training at settings where it must be something that is known, in float64."""
 
-import dataclasses
 import math
 
 import pytest
@@ -11,17 +10,21 @@ from heterodox.core.comm import Solo
 from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
-from heterodox.core.state import split
 from heterodox.credit import Backprop
 from heterodox.learner.gradient import Gradient
 from heterodox.objective import CrossEntropy
 from heterodox.rating import Uniform
 from heterodox.update import AdamW, Sparse
-from heterodox.update.sparse import SET
 from heterodox.update.sparse.newborn import BurnIn
-from heterodox.update.sparse.topology import Change, Sight
 from tests.tiny import tiny_batch, tiny_gpt
-from tests.tiny_sparse import masked_entries, options, sparse_learner, supply
+from tests.tiny_sparse import (
+    assert_growth_follows_the_gradient,
+    grown_after,
+    masked_entries,
+    options,
+    sparse_learner,
+    supply,
+)
 
 TOPOLOGIES = ["static", "magnitude", "set", "rigl", "sparsae"]
 
@@ -108,15 +111,6 @@ def test_adam_corrects_its_bias_by_each_connections_age():
     assert not torch.allclose(weight[entries], old[entries], rtol=1e-2)
 
 
-def grown_after(learner: Gradient, steps: int) -> dict[str, torch.Tensor]:
-    """The connections that the last step's event has brought."""
-    for step in range(1, steps):
-        learner.step(tiny_batch(seed=step))
-    before = {name: view.clone() for name, view in learner.update.masks.views.items()}
-    learner.step(tiny_batch(seed=steps))
-    return {name: view & ~before[name] for name, view in learner.update.masks.views.items()}
-
-
 def test_burn_in_lengthens_the_steps_of_exactly_the_new_connections():
     """Against a twin without: new ones take 1, 1.25 and 1.5 times the step, then 1; all others the same step."""
     burning = sparse_learner(options("set", every=6), burn_in={"steps": 3, "peak": 1.5})
@@ -160,19 +154,7 @@ def test_new_connections_begin_as_they_should(new_weights, share):
 
 
 def test_rigl_grows_where_the_dense_gradient_is_largest():
-    learner = sparse_learner(options("rigl", every=4))
-    for step in range(1, 4):
-        learner.step(tiny_batch(seed=step))
-    batch, before = tiny_batch(seed=4), {n: v.clone() for n, v in learner.update.masks.views.items()}
-    exact = Backprop().signal(learner.model, batch, torch.ones(4).double(), CrossEntropy()).grads
-    learner.step(batch)
-    grew = 0
-    for name, view in learner.update.masks.views.items():
-        born, left_out = view & ~before[name], ~view & ~before[name]
-        grew += int(born.sum())
-        if born.any() and left_out.any():
-            assert exact[name].abs()[born].min() >= exact[name].abs()[left_out].max(), name
-    assert grew > 10
+    assert_growth_follows_the_gradient(sparse_learner(options("rigl", every=4)))
 
 
 def test_what_goes_is_what_is_smallest():
@@ -197,118 +179,6 @@ def test_what_goes_is_what_is_smallest():
             if gone.any():
                 assert moved[name].abs()[gone].max() <= moved[name].abs()[stayed].min(), (topology, name)
         assert dropped > 10
-
-
-def test_a_look_through_the_window_leaves_no_trace():
-    model = tiny_gpt(dropout=0.2)
-    learner = sparse_learner(options("sparsae"), model=model)
-    learner.step(tiny_batch(seed=1))
-    learner.model.train()
-    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
-    remembered = [tensor.clone() for tensor in learner.update.around.moments["head.weight"].values()]
-    storage = {name: p.data_ptr() for name, p in learner.model.named_parameters()}
-    random = torch.get_rng_state()
-    window, batch = learner.update.window, tiny_batch(seed=5)
-    zeros = {name: torch.zeros_like(p) for name, p in learner.model.named_parameters()}
-    flat = window.loss(batch, zeros)
-    assert flat == pytest.approx(math.log(11), abs=1e-12)  # all logits 0
-    loss, grads = window.signal(batch, {})
-    assert loss != flat
-    assert window.loss(batch, {}) == loss
-    model.eval()
-    exact = Backprop().signal(model, batch, torch.ones(4).double(), CrossEntropy()).grads
-    assert all(torch.equal(grads[name], exact[name]) for name in exact)
-    model.train()
-    assert torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert storage == {name: p.data_ptr() for name, p in model.named_parameters()}
-    now = learner.update.around.moments["head.weight"].values()
-    assert all(torch.equal(a, b) for a, b in zip(remembered, now, strict=True))
-    forward = model.forward_flops(4, 6)
-    assert window.cost.meta_tokens == 3 * batch.num_tokens
-    assert window.cost.flops == 2 * forward.total + forward.with_backward
-
-
-class Lookout(SET):
-    """SET, and what was to be seen in its last event."""
-
-    seen: Sight
-
-    def change(self, sight: Sight) -> Change | None:
-        self.seen = dataclasses.replace(sight, weights=sight.weights.clone())
-        return super().change(sight)
-
-
-@pytest.mark.parametrize("around", [{"name": "adamw", "weight_decay": 0.3}, {"name": "sgd", "momentum": 0.9}])
-def test_looking_ahead_tells_the_step_that_follows(around):
-    """Of connections with a past and of those that have just come; and nothing moves by being asked."""
-    learner = sparse_learner(options("set", every=4), around=around | {"lr": 0.01}, burn_in={"steps": 0})
-    update = learner.update
-    update.topology = Lookout(update.topology.schedule)
-    born = grown_after(learner, 4)
-    ahead, masks = update.topology.seen.ahead, update.masks
-    before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
-    tensors = {path: tensor.clone() for path, tensor in split(update.state())[0].items()}
-    generator = torch.Generator().manual_seed(0)
-    grads = {name: torch.randn(weight.shape, generator=generator).double() for name, weight in before.items()}
-    flat = masks.join(grads)
-    told = masks.split(ahead.present(flat))
-    new = masks.join(born).nonzero().squeeze(1)
-    told_new = ahead.newborn(masks.join(before)[new], flat[new])
-    assert all(torch.equal(before[name], p) for name, p in learner.model.named_parameters())
-    assert all(torch.equal(tensor, tensors[path]) for path, tensor in split(update.state())[0].items())
-    update.apply(dict(learner.model.named_parameters()), {name: grad.clone() for name, grad in grads.items()})
-    for name, values in told.items():
-        now = learner.model.get_parameter(name).detach()
-        assert torch.equal(values, now), name
-        assert not torch.equal(now, before[name]), name
-    now = masks.join({name: p.detach() for name, p in learner.model.named_parameters() if name in told})
-    assert len(new) > 10
-    assert torch.allclose(told_new, now[new], rtol=1e-12, atol=0)
-    assert not torch.allclose(ahead.newborn(masks.join(before)[new], -flat[new]), now[new], rtol=1e-2)
-
-
-def scored(steps: int) -> tuple[list[float], float]:
-    """The losses of a parent and two children in step 3 of so many, and the parent's without a step."""
-    reset = {"probability": 0.0, "batch": 4}
-    learner = sparse_learner(options("sparsae", children=2, mutation=0.4, reset=reset), steps=steps)
-    window, seen = learner.update.window, []
-    real = window.loss
-
-    def spy(batch, weights):
-        seen.append((real(batch, weights), real(batch, {})))
-        return seen[-1][0]
-
-    window.loss = spy
-    for step in range(1, 4):
-        learner.step(tiny_batch(seed=step))
-    return [float(loss) for loss, _ in seen[:3]], float(seen[0][1])
-
-
-def test_all_candidates_take_the_same_step():
-    """A child that exchanges nothing scores what its parent scores; that is not what the weights score as they are."""
-    losses, without = scored(3)  # at the end of the schedule the share is 0
-    assert losses[0] == losses[1] == losses[2] != without
-    assert len(set(scored(30)[0])) == 3
-
-
-def test_aimed_children_grow_where_the_training_signal_is_largest():
-    learner = sparse_learner(
-        options("sparsae", every=4, children=1, grow="activity", pool=1.0, reset={"probability": 0, "batch": 4})
-    )
-    for step in range(1, 4):
-        learner.step(tiny_batch(seed=step))
-    batch, before = tiny_batch(seed=4), {n: v.clone() for n, v in learner.update.masks.views.items()}
-    exact = Backprop().signal(learner.model, batch, torch.ones(4).double(), CrossEntropy()).grads
-    learner.step(batch)
-    grew = 0
-    for name, view in learner.update.masks.views.items():
-        born, left_out = view & ~before[name], ~view & ~before[name]
-        assert int(view.sum()) == int(before[name].sum())
-        grew += int(born.sum())
-        if born.any() and left_out.any():
-            assert exact[name].abs()[born].min() >= exact[name].abs()[left_out].max(), name
-    assert grew > 10
 
 
 def test_a_pattern_makes_other_matrices_sparse():

@@ -19,7 +19,7 @@ from heterodox.run.session import open_session
 from heterodox.run.train import train
 from tests.saved import tensors
 from tests.tiny import tiny_recipe
-from tests.unit.run.test_run_data_rater import LEARNER, rater_recipe, user_recipe
+from tests.tiny_rater import LEARNER, rater_recipe, user_recipe
 
 TRAIN = {key: value for key, value in LEARNER.items() if key != "name"} | {"rounds": 2}
 

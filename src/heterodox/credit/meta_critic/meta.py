@@ -128,41 +128,21 @@ def _gradients(
     comm: Comm,
 ) -> tuple[Summaries, dict[int, Tensor], Summaries]:
     """The same for some of the stages, of which the meta-loss is the mean over `num_stages`."""
-    if meta.activations:
-        return _gradients_of_errors(model, seen, objective, stages, leaves, meta, num_stages, comm)
-    with torch.enable_grad():
-        matrices = {s.index: proposals.matrices(s, leaves[s.index]) for s in stages}
-        hypotheses = {
-            index: {name: meta.weight(model.get_parameter(name), delta) for name, delta in found.items()}
-            for index, found in matrices.items()
-        }
-        losses = partial_losses(model, seen, objective, hypotheses)
-        each = [(losses[s.index] * seen.weights).mean() + meta.regulariser(matrices[s.index], comm) for s in stages]
-        grads = _by_leaf(torch.stack(each).sum() / num_stages, {s.index: leaves[s.index] for s in stages})
-    detached = {index: {n: x.detach() for n, x in found.items()} for index, found in matrices.items()}
-    return grads, {index: x.detach() for index, x in losses.items()}, detached
-
-
-def _gradients_of_errors(
-    model: GPT,
-    seen: Forward,
-    objective: Objective,
-    stages: Sequence[Stage],
-    leaves: Summaries,
-    meta: MetaObjective,
-    num_stages: int,
-    comm: Comm,
-) -> tuple[Summaries, dict[int, Tensor], Summaries]:
-    """The same by the errors, which move what comes out at their slots."""
     chosen = {stage.index: leaves[stage.index] for stage in stages}
     with torch.enable_grad():
-        moves = {index: {slot: -meta.step * y for slot, y in found.items()} for index, found in chosen.items()}
-        losses = partial_losses(model, seen, objective, {index: {} for index in chosen}, moves)
-        each = [
-            (losses[index] * seen.weights).mean() + meta.regulariser(found, comm) for index, found in chosen.items()
-        ]
+        if meta.activations:  # the proposals are the errors, which move what comes out at their slots
+            proposed, weights = chosen, {index: {} for index in chosen}
+            moves = {index: {slot: -meta.step * y for slot, y in found.items()} for index, found in chosen.items()}
+        else:
+            proposed, moves = {s.index: proposals.matrices(s, leaves[s.index]) for s in stages}, None
+            weights = {
+                index: {name: meta.weight(model.get_parameter(name), delta) for name, delta in found.items()}
+                for index, found in proposed.items()
+            }
+        losses = partial_losses(model, seen, objective, weights, moves)
+        each = [(losses[i] * seen.weights).mean() + meta.regulariser(found, comm) for i, found in proposed.items()]
         grads = _by_leaf(torch.stack(each).sum() / num_stages, chosen)
-    detached = {index: {n: x.detach() for n, x in found.items()} for index, found in chosen.items()}
+    detached = {index: {n: x.detach() for n, x in found.items()} for index, found in proposed.items()}
     return grads, {index: x.detach() for index, x in losses.items()}, detached
 
 
