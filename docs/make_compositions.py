@@ -15,7 +15,7 @@ from tests.conformance.compositions import compose, parts, two_steps  # noqa: E4
 
 PAGE = ROOT / "docs" / "compositions.md"
 PAIRS = [
-    ("credit", "update"), ("credit", "rating"), ("credit", "objective"), ("credit", "learner"),
+    ("credit", "model"), ("credit", "update"), ("credit", "rating"), ("credit", "objective"), ("credit", "learner"),
     ("update", "rating"), ("update", "objective"), ("rating", "objective"),
     ("update", "learner"), ("rating", "learner"), ("objective", "learner"),
 ]  # fmt: skip
@@ -33,9 +33,10 @@ run and learn, not which is best. Seven minutes of processor time:
 HEAD = """# Compositions
 
 Which parts go together. Every pair was run for two steps on the tiny recipe of the tests: a GPT of two blocks, or the
-equilibrium model for the three rules that are at home there; everything else at its defaults. ✓: the losses are finite,
-and there is a signal. A number: the recipe is refused, for the reason below. *sparse NAME* is the update `sparse` with
-that topology. A property test draws combinations of all slots at once (`tests/property/test_compositions.py`).
+equilibrium model for the three rules that are at home there, unless the table names the model; everything else at its
+defaults. ✓: the losses are finite, and there is a signal. A number: the recipe is refused, for the reason below.
+*sparse NAME* is the update `sparse` with that topology. A property test draws combinations of
+all slots at once (`tests/property/test_compositions.py`).
 
 """
 

@@ -93,14 +93,14 @@ PAIRS = list(product(CREDITS, UPDATES))
 
 
 def recipe_of(credit: str, update: str, **sections) -> Recipe:
-    """The tiny recipe with this rule, or variant of one, and this update, on the model that the rule needs.
+    """The tiny recipe with this rule, or variant of one, and this update.
 
-    The equilibrium model has no dropout.
+    On the model that the rule needs if none is named; the equilibrium model has no dropout.
     """
     changed = UPDATE_VARIANTS.get(update, {"name": update})
     inner = changed.get("around", {}).get("name", "adamw") if update in UPDATE_VARIANTS else update
     rate = {"lr": LEARNING_RATES.get(inner, 1e-2) / (5 if "around" in changed else 1)}
-    if credit in OWN_MODELS:
+    if credit in OWN_MODELS and "name" not in sections.get("model", {}):
         given = {key: value for key, value in sections.pop("model", {}).items() if key != "dropout"}
         sections["model"] = OWN_MODELS[credit] | given
     rule = VARIANTS.get(credit, {"name": credit}) | OWN_OPTIONS.get(credit, {})

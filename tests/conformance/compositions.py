@@ -7,7 +7,7 @@ from heterodox.core.comm import Solo
 from heterodox.core.types import StepReport
 from heterodox.recipe import Recipe
 from heterodox.run.session import open_session
-from tests.conformance.combinations import UPDATE_VARIANTS, recipe_of
+from tests.conformance.combinations import EQUILIBRIUM, UPDATE_VARIANTS, recipe_of
 
 SMALL = {"layers": 1, "heads": 1, "width": 8}
 RATER = {
@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "data_rater": {"keep": 0.5, "train": RATER | {"rounds": 1}},
     },
     "learner": {"data_rater": RATER},
+    "model": {"equilibrium": EQUILIBRIUM},
 }
 """What parts need at this size besides their names."""
 RUN = {"budget": {"steps": 2}, "batch_size": 4, "eval_batches": 1}
@@ -40,7 +41,10 @@ def parts(slot: str) -> list[str]:
 
 
 def compose(credit: str = "backprop", update: str = "adamw", **others: str) -> Recipe:
-    """The tiny recipe with these parts, on the model that the rule needs. Raises `RecipeError` where it is refused."""
+    """The tiny recipe with these parts, on the model that the rule needs if none is named.
+
+    Raises `RecipeError` where it is refused.
+    """
     sections = {slot: {"name": name} | OPTIONS.get(slot, {}).get(name, {}) for slot, name in others.items()}
     return recipe_of(credit, update, run=RUN, **sections)
 

@@ -1,4 +1,4 @@
-"""Random combinations of rule, update, topology, rating, objective and learner: refused with a reason, or they run."""
+"""Random combinations of model, rule, update, topology, rating, objective and learner: refused with a reason, or they run."""
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -9,8 +9,7 @@ from heterodox.core.errors import RecipeError
 from heterodox.recipe import SLOTS
 from tests.conformance.compositions import TOPOLOGIES, compose, parts, two_steps
 
-DRAWN = [slot for slot in SLOTS if slot != "model"]
-combinations = given(chosen=st.fixed_dictionaries({slot: st.sampled_from(parts(slot)) for slot in DRAWN}))
+combinations = given(chosen=st.fixed_dictionaries({slot: st.sampled_from(parts(slot)) for slot in SLOTS}))
 few = settings(max_examples=12, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 many = settings(few, max_examples=300, derandomize=False)
 
