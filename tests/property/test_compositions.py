@@ -1,4 +1,4 @@
-"""Random combinations of model, rule, update, topology, rating, objective and learner: refused with a reason, or they run."""
+"""Random combinations of parts of all slots: refused with a reason, or they run."""
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
