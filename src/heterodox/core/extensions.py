@@ -1,6 +1,6 @@
 """What a part may offer beyond the contract of its slot; who offers it is asked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
@@ -110,6 +110,15 @@ class StructuralUpdate(Update, Protocol):
 
     def select(self, grads: Mapping[str, Tensor]) -> None:
         """See the mean signal before it is clipped, and zero in place what must not move."""
+        ...
+
+    def changes(self, step: int) -> bool:
+        """Whether the structure may change in step number `step`, counted from 0."""
+        ...
+
+    @property
+    def passes(self) -> Sequence[tuple[int, bool]]:
+        """What it passes through the window then: so many examples, and whether it asks for their signal."""
         ...
 
     def report(self) -> UpdateReport:

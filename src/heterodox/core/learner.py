@@ -16,18 +16,18 @@ from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Origin, 
 class Foretold:
     """What a step will cost, bytes by what they are for, how many parameters learn, and what is paid once, at first.
 
-    Where steps differ, `later_flops` gives the FLOPs of any one of them by its number, counted from 0.
+    Where steps differ, `later` gives the cost of any one of them by its number, counted from 0.
     """
 
     cost: Cost
     memory_bytes: dict[str, int]
     trained_parameters: int
     once: Cost = field(default_factory=Cost)
-    later_flops: Callable[[int], int] | None = None
+    later: Callable[[int], Cost] | None = None
 
-    def flops(self, step: int) -> int:
-        """Of step number `step`."""
-        return self.cost.flops if self.later_flops is None else self.later_flops(step)
+    def of(self, step: int) -> Cost:
+        """The cost of step number `step`."""
+        return self.cost if self.later is None else self.later(step)
 
 
 @runtime_checkable

@@ -2,9 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,15 +12,10 @@ from torch.nn.utils import get_total_norm
 
 from heterodox.core import config
 from heterodox.core.comm import Comm
-from heterodox.core.extensions import (
-    EvolvingObjective,
-    Remarking,
-    StructuralUpdate,
-    Uneven,
-)
+from heterodox.core.extensions import EvolvingObjective, Remarking, StructuralUpdate
 from heterodox.core.learner import Foretold
 from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
-from heterodox.core.state import Tree, map_tensors, split
+from heterodox.core.state import Tree, map_tensors
 from heterodox.core.types import (
     Alignment,
     Batch,
@@ -35,6 +28,7 @@ from heterodox.core.types import (
     UpdateReport,
 )
 from heterodox.learner import rated
+from heterodox.learner.foretell import foretell
 from heterodox.learner.window import ModelWindow
 from heterodox.probe.alignment import alignment, exact_gradients
 from heterodox.probe.memory import activation_bytes
@@ -169,31 +163,7 @@ class Gradient:
         return held
 
     def foretell(self, batch: Batch) -> Foretold:
-        rule_state, drawn = _bytes(self.credit.state()), batch
-        batch, weights = rated.unrated(self.rating, drawn)
-        held = activation_bytes(self.model, batch, weights, self.objective, self.credit)
-        signal = self.credit.signal(self.model, batch, weights, self.objective)
-        learns = [name for name, origin in self.manifest().items() if origin != "frozen"]
-        late = {name: torch.zeros_like(self._parameters[name]) for name in learns if name not in signal.grads}
-        grads = signal.grads | late  # some rules only begin to move a parameter after some steps
-        self.update.apply(self._parameters | signal.own_parameters, grads | signal.own_grads, 1.0)
-        sizes = {
-            "weights": _bytes(dict(self.model.state_dict())),
-            "signal": _bytes(grads),
-            "update_state": _bytes(self.update.state()),
-            "rule_state": rule_state,
-            **({"objective_state": _bytes(self.objective.state())} if self._evolving else {}),
-            "activations": held,
-        }
-        beside = rated.cost(self.rating, drawn)
-        if self._evolving:
-            beside += self._evolving.mean_cost(batch)
-        trained = sum(g.numel() for g in grads.values())
-        foretold = Foretold(signal.cost + beside, sizes, trained, rated.upfront(self.rating))
-        if not isinstance(self.credit, Uneven):
-            return foretold
-        of_signal = partial(self.credit.step_flops, self.model, batch)
-        return replace(foretold, later_flops=lambda step: of_signal(step) + beside.flops)
+        return foretell(self.model, self.objective, self.rating, self.credit, self.update, batch)
 
     def examine(self, examples: Sequence[LabelledBatch]) -> Diagnosis:
         return rated.diagnose(self.rating)
@@ -220,10 +190,6 @@ class Gradient:
         self.rating.load_state(tree.get("rating", {}))
         self.credit.load_state(tree.get("credit", {}))
         self.update.load_state(tree.get("update", {}))
-
-
-def _bytes(tree: dict[str, Any]) -> int:
-    return sum(tensor.nbytes for tensor in split(tree)[0].values())
 
 
 def _seed(seed: int | None) -> None:

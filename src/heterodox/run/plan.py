@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from heterodox.core.comm import Solo
 from heterodox.core.learner import Foretold
 from heterodox.core.protocols import Stateless
-from heterodox.core.types import Batch
+from heterodox.core.types import Batch, Cost
 from heterodox.data import Windows
 from heterodox.recipe import Recipe
 from heterodox.run.config import Budget
@@ -41,7 +41,7 @@ def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
         foretold = learner.foretell(blank("train", recipe.rating.drawn(recipe.run.batch_size)).next_batch())
     cost, once, sizes, budget = foretold.cost, foretold.once, foretold.memory_bytes, recipe.run.budget
     steps, counted, spent = _count(budget, foretold)
-    flops = None if steps is None else once.flops + steps * spent // counted
+    flops = None if steps is None else once.flops + steps * spent.flops // counted
     windows = (len(dataset.splits["train"].tokens) - 1) // recipe.model.context
     return {
         "recipe": recipe.name,
@@ -49,11 +49,11 @@ def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
         "trained_parameters": foretold.trained_parameters,
         "active_parameters": sum(p.numel() for p in model.parameters()) - learner.num_masked,
         "memory_bytes": sizes | {"total": sum(sizes.values())},
-        "per_step": {"tokens": cost.tokens, "meta_tokens": cost.meta_tokens, "flops": spent // counted},
+        "per_step": {"tokens": cost.tokens} | {key: getattr(spent, key) // counted for key in ("meta_tokens", "flops")},
         "once": {"tokens": once.tokens, "meta_tokens": once.meta_tokens, "flops": once.flops},
         "steps": steps,
         "tokens": None if steps is None else once.tokens + steps * cost.tokens,
-        "meta_tokens": None if steps is None else once.meta_tokens + steps * cost.meta_tokens,
+        "meta_tokens": None if steps is None else once.meta_tokens + steps * spent.meta_tokens // counted,
         "flops": flops,
         "hours": None if flops is None or speed is None else flops / speed / 3600,
         "seconds": budget.seconds,
@@ -62,8 +62,8 @@ def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
     }
 
 
-def _count(budget: Budget, foretold: Foretold) -> tuple[int | None, int, int]:
-    """The steps of the budget (None: nobody knows), of these how many were looked at, and their FLOPs together."""
+def _count(budget: Budget, foretold: Foretold) -> tuple[int | None, int, Cost]:
+    """The steps of the budget (None: nobody knows), of these how many were looked at, and their cost together."""
     cost, once = foretold.cost, foretold.once
     steps: int | None = None
     if budget.unit == "steps":
@@ -72,14 +72,14 @@ def _count(budget: Budget, foretold: Foretold) -> tuple[int | None, int, int]:
         paid = once.tokens + once.meta_tokens
         steps = max(1, math.ceil((budget.limit - paid) / (cost.tokens + cost.meta_tokens)))
     left = budget.limit - once.flops
-    spent = counted = 0
+    spent, counted = Cost(), 0
     while counted < min(steps or HORIZON, HORIZON):
-        spent += foretold.flops(counted)
+        spent += foretold.of(counted)
         counted += 1
-        if budget.unit == "flops" and spent >= left:
+        if budget.unit == "flops" and spent.flops >= left:
             return counted, counted, spent
     if budget.unit == "flops":
-        steps = math.ceil(left * counted / spent)
+        steps = math.ceil(left * counted / spent.flops)
     return steps, counted, spent
 
 

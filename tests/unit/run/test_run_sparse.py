@@ -17,6 +17,7 @@ from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.export import export_run
 from heterodox.run.generate_run import generate_run
 from heterodox.run.load import load_run
+from heterodox.run.plan import plan
 from heterodox.run.sparse_file import describe_sparse, read_sparse
 from heterodox.run.train import train
 from tests.tiny import tiny_gpt, tiny_recipe
@@ -48,6 +49,19 @@ def test_summary_and_metrics_tell_what_was_sparse(run):
     last = [row for row in rows if row["kind"] == "train"][-1]
     assert last["density"] == pytest.approx(0.1, abs=1e-3)
     assert {"child_wins", "search_seconds", "distillation_weight", "distillation_divergence"} <= last.keys()
+
+
+@pytest.mark.parametrize(
+    "search", [{}, {"signal": "micro_batch"}, {"signal": "micro_batch", "judge": "at_once"}, {"children": 0}]
+)
+def test_the_search_is_planned(search, tmp_path):
+    """To the FLOP and the token."""
+    recipe = tiny_recipe(update=SPARSE | {"topology": SEARCH | search}, model={"width": 32, "layers": 1})
+    spent, foretold = train(recipe, tmp_path / "run").summary, plan(recipe)
+    assert {key: foretold[key] for key in ("flops", "tokens", "meta_tokens")} == {
+        key: spent[key] for key in ("flops", "tokens", "meta_tokens")
+    }
+    assert (spent["meta_tokens"] > 0) == (search.get("children") != 0)
 
 
 def test_a_sparse_file_is_smaller_and_says_the_same(run, tmp_path):

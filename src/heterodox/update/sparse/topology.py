@@ -73,6 +73,11 @@ class Topology(Stateless, ABC):
         """Active connections of each layer at the beginning."""
         return distribute(masks.shapes, sparsity, distribution)
 
+    @property
+    def passes(self) -> list[tuple[int, bool]]:
+        """What an event passes through the window: so many examples of this rank, and whether it asks for a signal."""
+        return []
+
     @abstractmethod
     def change(self, sight: Sight) -> Change | None:
         """The next mask, or None to leave it as it is."""

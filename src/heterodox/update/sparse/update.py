@@ -13,7 +13,7 @@ Kernels are dense: a mask saves no time here. `flops` counts what is carried out
 masked weights cost nothing. Reference for the family: Evci et al., "Rigging the lottery", ICML 2020.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -182,9 +182,8 @@ class Sparse:
     def _rewire(self, change: Change, sight: Sight, parameters: Mapping[str, nn.Parameter]) -> None:
         """Take over a new mask: what goes becomes zero and is forgotten, what comes starts its life."""
         masks = self.masks
-        born = change.flat & ~masks.flat
         turned = change.flat ^ masks.flat
-        grown = born.nonzero().squeeze(1)
+        grown = (change.flat & ~masks.flat).nonzero().squeeze(1)
         fresh = torch.where(change.flat, sight.weights, 0)
         fresh[grown] = sight.draw(grown, "first") if change.values is None else change.values
         masks.flat.copy_(change.flat)
@@ -200,6 +199,13 @@ class Sparse:
     def _draw(self, grown: Tensor, name: str) -> Tensor:
         generator = self.streams.generator("rule", "first values", self.step, name)
         return first_values(grown, self.masks, self.masks.counts(), self.new_weights, generator)
+
+    def changes(self, step: int) -> bool:
+        return self._due(step + 1)
+
+    @property
+    def passes(self) -> Sequence[tuple[int, bool]]:
+        return self.topology.passes
 
     def report(self) -> UpdateReport:
         return self._report

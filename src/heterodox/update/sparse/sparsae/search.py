@@ -54,11 +54,13 @@ class Sparsae(Topology):
         self.bounds: Bounds | None = None
         self._micro: Prefetch | None = None
         self._held_out: Batch | None = None
+        self._ranks = 1
 
     def connect(self, services: Services, masks: Masks) -> None:
         if services.supply is no_supply:
             return
         options, ranks = self.options, services.comm.world_size
+        self._ranks = ranks
         for key, size in (("micro_batch", options.micro_batch), ("reset.batch", options.reset.batch)):
             if size % ranks:
                 raise RecipeError(f"update.topology.{key} {size} cannot be divided among {ranks} ranks")
@@ -79,6 +81,18 @@ class Sparsae(Topology):
                 f"make it at least {1 / most:.2g}"
             )
         return counts
+
+    @property
+    def passes(self) -> list[tuple[int, bool]]:
+        options = self.options
+        if not options.children or self.bounds is None:
+            return []
+        own_signal = options.signal == "micro_batch"
+        at_once = own_signal and options.judge == "at_once"
+        scored = [(options.micro_batch, at_once)] * (1 + options.children)
+        step = [(options.micro_batch, True)] * (own_signal and not at_once)
+        held_out = [(options.reset.batch, False)]
+        return [(examples // self._ranks, signal) for examples, signal in step + scored + held_out]
 
     def change(self, sight: Sight) -> Change | None:
         if not self.options.children or self.bounds is None:

@@ -1,0 +1,69 @@
+"""What steps of the gradient learner will cost, told without taking them; works on fake tensors."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from heterodox.core.comm import Solo
+from heterodox.core.extensions import EvolvingObjective, StructuralUpdate, Uneven
+from heterodox.core.learner import Foretold
+from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
+from heterodox.core.state import split
+from heterodox.core.types import Batch, Cost
+from heterodox.learner import rated
+from heterodox.learner.window import ModelWindow
+from heterodox.probe.memory import activation_bytes
+
+
+def foretell(
+    model: LanguageModel, objective: Objective, rating: Rating, credit: Credit, update: Update, drawn: Batch
+) -> Foretold:
+    """The cost of a step on such a batch, as drawn. Changes all of these parts."""
+    parameters = dict(model.named_parameters())
+    rule_state = _bytes(credit.state())
+    batch, weights = rated.unrated(rating, drawn)
+    held = activation_bytes(model, batch, weights, objective, credit)
+    signal = credit.signal(model, batch, weights, objective)
+    learns = [name for name, origin in credit.manifest(model).items() if origin != "frozen"]
+    late = {name: torch.zeros_like(parameters[name]) for name in learns if name not in signal.grads}
+    grads = signal.grads | late  # some rules only begin to move a parameter after some steps
+    update.apply(parameters | signal.own_parameters, grads | signal.own_grads, 1.0)
+    sizes = {
+        "weights": _bytes(dict(model.state_dict())),
+        "signal": _bytes(grads),
+        "update_state": _bytes(update.state()),
+        "rule_state": rule_state,
+        **({"objective_state": _bytes(objective.state())} if isinstance(objective, EvolvingObjective) else {}),
+        "activations": held,
+    }
+    beside = rated.cost(rating, drawn)
+    if isinstance(objective, EvolvingObjective):
+        beside += objective.mean_cost(batch)
+    event = _event(model, credit, update, batch)
+
+    def later(step: int) -> Cost:
+        of_signal = signal.cost
+        if isinstance(credit, Uneven):
+            of_signal = replace(of_signal, flops=credit.step_flops(model, batch, step))
+        searches = isinstance(update, StructuralUpdate) and update.changes(step)
+        return of_signal + beside + (event if searches else Cost())
+
+    trained = sum(g.numel() for g in grads.values())
+    return Foretold(signal.cost + beside, sizes, trained, rated.upfront(rating), later)
+
+
+def _event(model: LanguageModel, credit: Credit, update: Update, like: Batch) -> Cost:
+    """What the update's look through its window costs, whenever it changes the structure."""
+    if not isinstance(update, StructuralUpdate):
+        return Cost()
+    window = ModelWindow(model, credit, Solo())
+    for examples, with_signal in update.passes:
+        inputs, targets = (tokens[:1].repeat(examples, 1) for tokens in (like.inputs, like.targets))
+        look = window.signal if with_signal else window.loss
+        look(Batch(inputs, targets, like.ids[:1].repeat(examples)), {})
+    return window.cost
+
+
+def _bytes(tree: dict[str, Any]) -> int:
+    return sum(tensor.nbytes for tensor in split(tree)[0].values())
