@@ -28,6 +28,7 @@ def facts(study: Study) -> list[tuple[str, list[str]]]:
             "Versions",
             _values(study, lambda h: ", ".join(f"{k} {v}" for k, v in (h.get("versions") or {}).items())),
         ),
+        ("Commit", [", ".join(commits)] if (commits := _commits(study)) else []),
         ("Date", _values(study, lambda header: _date(header.get("created")))),
         ("Command", _values(study, lambda header: header.get("command") or "")),
     ]
@@ -100,6 +101,12 @@ def _sample(entry: dict[str, Any]) -> dict[str, Any]:
     prompt = str(entry.get("prompt") or "")
     text = str(entry.get("text") or "").removeprefix(prompt)
     return {"prompt": prompt, "text": text, "temperature": entry.get("temperature")}
+
+
+def _commits(study: Study) -> list[str]:
+    """Where the runs' code comes from; `unknown` if only some of them say."""
+    found = list(dict.fromkeys(run.summary.get("commit") for run in study.runs))
+    return [commit or "unknown" for commit in found] if any(found) else []
 
 
 def _values(study: Study, read: Callable[[dict[str, Any]], str]) -> list[str]:

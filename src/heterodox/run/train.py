@@ -22,6 +22,7 @@ from heterodox.run.folder import FREE, RunFolder, first_difference, writing
 from heterodox.run.histogram import score_histogram
 from heterodox.run.interrupt import Interrupt
 from heterodox.run.recorder import Observer
+from heterodox.run.revision import commit
 from heterodox.run.session import Session, choose_device, open_session, set_threads
 from heterodox.run.trainer import Trainer
 
@@ -53,6 +54,7 @@ def train(
         raise CheckpointError(f"checkpoint {checkpoint!r} is only for going on: pass --resume too")
     if recipe.log.tensorboard:
         require_tensorboard()
+    source = commit()
     set_threads(recipe.run.threads)
     device = choose_device(recipe.run.device)
     if device != "cpu":
@@ -78,7 +80,7 @@ def train(
         comm.barrier()
         with Interrupt() as interrupt:
             status = trainer.run(interrupt)
-            summary = _summarise(session, trainer, status, comm)
+            summary = _summarise(session, trainer, status, comm) | {"commit": source}
             if comm.rank == 0:
                 if status == "finished":
                     folder.write_json("samples.json", _samples(session))
