@@ -8,6 +8,7 @@ import pytest
 from heterodox.comparison.statistics import interval
 from heterodox.report import units
 from heterodox.report.alignment import alignment, by_depth, first_to_show, norm_bound
+from heterodox.report.context import facts
 from heterodox.report.curves import curves, span, thin
 from heterodox.report.origins import origins
 from heterodox.report.palette import DARK, LIGHT, styles
@@ -172,3 +173,10 @@ def test_every_recipe_has_its_own_look(study: Study):
 )
 def test_units(shown: str, expected: str):
     assert shown.replace("\u202f", " ") == expected
+
+
+def test_the_commits_of_the_runs_are_told(study: Study):
+    assert "Commit" not in dict(facts(study))
+    found = ["0123456789ab", "ba9876543210+", *[None] * (len(study.runs) - 2)]
+    told = [replace(r, summary=r.summary | {"commit": c}) for r, c in zip(study.runs, found, strict=True)]
+    assert dict(facts(replace(study, runs=told)))["Commit"] == ["0123456789ab, ba9876543210+, unknown"]
