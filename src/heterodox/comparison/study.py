@@ -81,7 +81,7 @@ class Study:
             )
             results = self._results(dataset.describe())
             results["interrupted"] = interrupt.received
-            results["elapsed_seconds"] = time.monotonic() - began
+            results["elapsed_seconds"] = self._before().get("elapsed_seconds", 0.0) + time.monotonic() - began
             write_results(self.out, results)
             if any(row["status"] != "waiting" for row in results["runs"]):
                 write_report([self.out], self.out / "report.html")
@@ -101,11 +101,7 @@ class Study:
 
     def _check_folder(self) -> None:
         """Refuse to replace the results of runs that are not in this study."""
-        try:
-            rows = json.loads((self.out / "results.json").read_text(encoding="utf-8"))["runs"]
-            there = {(row["recipe"], row["seed"]) for row in rows}
-        except (OSError, ValueError, LookupError, TypeError):
-            return
+        there = {(row["recipe"], row["seed"]) for row in self._before().get("runs", [])}
         missing = sorted(there - {(job.recipe.name, job.recipe.seed) for job in self.jobs})
         if missing:
             name, seed = missing[0]
@@ -113,6 +109,15 @@ class Study:
                 f"{self.out} holds a comparison with {name} at seed {seed}, which this one would leave out; "
                 "add it, or pass another --out"
             )
+
+    def _before(self) -> dict[str, Any]:
+        """The results that an earlier call left; none if they cannot be read."""
+        try:
+            results = json.loads((self.out / "results.json").read_text(encoding="utf-8"))
+            whole = all({"recipe", "seed"} <= row.keys() for row in results["runs"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return {}
+        return results if whole else {}
 
     def _results(self, corpus: dict[str, Any]) -> dict[str, Any]:
         rows = [_row(job, self.out) for job in self.jobs]

@@ -108,6 +108,11 @@ def test_the_rerun_goes_on_to_the_same_bits(story, tmp_path):
     assert timeless(folder) == timeless(tmp_path / "alone")
 
 
+def test_the_time_of_all_calls_is_told(story):
+    assert 0 < story["killed"]["elapsed_seconds"] < story["stopped"]["elapsed_seconds"]
+    assert story["stopped"]["elapsed_seconds"] < story["ended"]["elapsed_seconds"]
+
+
 def test_finished_and_diverged_runs_are_kept_as_they_are(story):
     for name, before in story["kept"].items():
         assert snapshot(story["out"] / "runs" / name) == before
