@@ -25,18 +25,18 @@ RECIPES = """## As recipes
 [recipes/compositions](../recipes/compositions) sets some of them beside their plain partners: a GPT of two layers of
 width 64 (for `equilibrium*` one relaxing block of that width, a smaller model) on the standard library's sources, of
 whose training windows 30 % are noise, so that a filter has something to do. Nothing is tuned; it shows that they
-run and learn, not which is best. Seven minutes of processor time:
+run and learn, not which is best. Ten minutes of processor time:
 
     heterodox compare recipes/compositions --out runs/compositions
 
 """
 HEAD = """# Compositions
 
-Which parts go together. Every pair was run for two steps on the tiny recipe of the tests: a GPT of two blocks, or the
-equilibrium model for the three rules that are at home there, unless the table names the model; everything else at its
-defaults. ✓: the losses are finite, and there is a signal. A number: the recipe is refused, for the reason below.
-*sparse NAME* is the update `sparse` with that topology. A property test draws combinations of
-all slots at once (`tests/property/test_compositions.py`).
+Which parts go together. Every pair of the tables was run for two steps on the tiny recipe of the tests: a GPT of two
+blocks, or the equilibrium model for the three rules that are at home there, unless the table names the model;
+everything else at its defaults. ✓: the losses are finite, and there is a signal. A number: the recipe is refused, for
+the reason below. *sparse NAME* is the update `sparse` with that topology. A property test draws combinations of all
+slots at once (`tests/property/test_compositions.py`).
 
 """
 
