@@ -6,6 +6,7 @@ from typing import Any
 
 from heterodox.comparison.statistics import Number, is_finite
 from heterodox.report import units
+from heterodox.report.setting import setting
 from heterodox.report.study import Study
 
 
@@ -22,6 +23,7 @@ def facts(study: Study) -> list[tuple[str, list[str]]]:
     found = [
         ("Corpus", _values(study, _corpus)),
         ("Tokens", _values(study, _tokens)),
+        ("Setting", [said] if (said := setting(study)) else []),
         ("Seeds", [", ".join(map(str, seeds))]),
         ("Device", _values(study, lambda header: str(header.get("device") or ""))),
         (
@@ -29,7 +31,7 @@ def facts(study: Study) -> list[tuple[str, list[str]]]:
             _values(study, lambda h: ", ".join(f"{k} {v}" for k, v in (h.get("versions") or {}).items())),
         ),
         ("Commit", [", ".join(commits)] if (commits := _commits(study)) else []),
-        ("Date", _values(study, lambda header: _date(header.get("created")))),
+        ("Collected", _values(study, lambda header: _date(header.get("created")))),
         ("Command", _values(study, lambda header: header.get("command") or "")),
     ]
     return [(label, values) for label, values in found if values]

@@ -21,7 +21,7 @@ def write_markdown(folders: Sequence[Path], out: Path, command: str) -> Path:
     Raises CheckpointError when a folder is neither a study nor a run, or `out` cannot be written.
     """
     head = f"# Results\n\nGenerated from the studies' files; do not edit. Again:\n\n    {command}\n"
-    text = "\n".join([head, *(section(read_study([folder])) for folder in folders)])
+    text = "\n".join([head, *(section(read_study([folder]), f"{folder.resolve().name}: ") for folder in folders)])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
@@ -30,13 +30,13 @@ def write_markdown(folders: Sequence[Path], out: Path, command: str) -> Path:
     return out
 
 
-def section(study: Study) -> str:
-    """One study: its title, its reading in a sentence, its table, its facts."""
+def section(study: Study, name: str = "") -> str:
+    """One study: its title behind its `name`, its reading in a sentence, its table, its facts."""
     rows = table([run.summary for run in study.runs], study.baseline or "")
     ordered = sorted(rows, key=lambda row: row["val_loss"]["mean"] if row["val_loss"] else float("inf"))
     rates = _learning_rates(study)
     said = [headline(study, rows), *remarks(study, rows, context.reference(study, "unigram_loss"))]
-    lines = [f"## {context.title(study)}", "", said[0], "", *(f"- {remark}" for remark in said[1:]), ""]
+    lines = [f"## {name}{context.title(study)}", "", said[0], "", *(f"- {remark}" for remark in said[1:]), ""]
     lines += ["| rule | " + " | ".join(COLUMNS) + " |", "| --- |" + " ---: |" * len(COLUMNS)]
     lines += [_row(row, row["recipe"] == study.baseline, rates.get(row["recipe"])) for row in ordered]
     for reference in context.references(study):

@@ -180,3 +180,15 @@ def test_the_commits_of_the_runs_are_told(study: Study):
     found = ["0123456789ab", "ba9876543210+", *[None] * (len(study.runs) - 2)]
     told = [replace(r, summary=r.summary | {"commit": c}) for r, c in zip(study.runs, found, strict=True)]
     assert dict(facts(replace(study, runs=told)))["Commit"] == ["0123456789ab, ba9876543210+, unknown"]
+
+
+def test_the_setting_has_all_values_of_the_recipes(study: Study):
+    def entry(steps: int, layers: int) -> dict:
+        budget = {"steps": steps, "tokens": None}
+        model = {"name": "gpt", "layers": layers, "width": 64}
+        return {"resolved": {"model": model, "run": {"batch_size": 12, "budget": budget}}}
+
+    assert "Setting" not in dict(facts(study))
+    recipes = [entry(2000, 4), entry(345, 4), entry(5886, 1), entry(2359, 4)]
+    told = replace(study, headers=[{"recipes": recipes[:2]}, {"recipes": recipes[2:]}])
+    assert dict(facts(told))["Setting"] == ["gpt, layers 4 or 1, width 64, batch 12, steps 345 to 5,886"]
