@@ -116,3 +116,30 @@ def test_all_candidates_take_the_same_step():
 def test_aimed_children_grow_where_the_training_signal_is_largest():
     search = {"children": 1, "grow": "activity", "pool": 1.0, "reset": {"probability": 0, "batch": 4}}
     assert_growth_follows_the_gradient(sparse_learner(options("sparsae", every=4, **search)))
+
+
+def test_one_child_that_grows_by_the_whole_signal_is_rigl_to_the_bit():
+    """Weights, masks and moments; a pool to draw from makes it another rule."""
+    schedule = {"every": 3, "until": 0.9}
+    search = schedule | {"children": 1, "grow": "activity", "reset": {"probability": 0, "batch": 4}, "mutation": 0.3}
+    rigl, same, drawn = (
+        sparse_learner(options(name, **section), sparsity=0.7)
+        for name, section in (
+            ("rigl", schedule | {"fraction": 0.3}),
+            ("sparsae", search | {"pool": 1.0}),
+            ("sparsae", search | {"pool": 2.0}),
+        )
+    )
+    changed = []
+    for step in range(1, 13):
+        before = rigl.update.masks.flat.clone()
+        for learner in (rigl, same, drawn):
+            learner.step(tiny_batch(seed=step))
+        changed.append(int((before ^ rigl.update.masks.flat).sum()))
+        assert torch.equal(rigl.update.masks.flat, same.update.masks.flat), step
+        for (name, p), other in zip(rigl.model.named_parameters(), same.model.parameters(), strict=True):
+            assert torch.equal(p, other), (step, name)
+    assert sum(changed) > 40
+    active = sum(rigl.update.masks.counts())
+    assert changed[2] < 2 * round(0.3 * active), "some that went came back"
+    assert not torch.equal(rigl.update.masks.flat, drawn.update.masks.flat)

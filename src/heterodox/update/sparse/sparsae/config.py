@@ -43,7 +43,7 @@ class SparsaeOptions(Schedule):
     judge: Literal["at_once", "look_ahead"] = Field(
         "look_ahead", description="score candidates as they are, or after a step that all of them take"
     )
-    reach: float = Field(4.0, gt=0, description="length of that step, in steps of the inner update")
+    reach: float = Field(0.1, gt=0, description="length of that step, in steps of the inner update")
     selection: Selection = Field(
         "proxy", description="who wins: the best composite score, the lowest loss, or chance (the control)"
     )

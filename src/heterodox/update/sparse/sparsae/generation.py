@@ -129,6 +129,8 @@ class Generation:
             else:
                 appeal = self.signal.abs() if kind == "activity" else relative_signal(self.signal, masks)
                 among, counts = ~masks.flat, [math.ceil(self.options.pool * quota) for quota in counts]
+                if scope == "layer" and self.options.drop == "magnitude":
+                    among[self._favoured("magnitude", scope)] = True  # what goes may come back at once
             self._known[kind, scope] = favoured(appeal, among, masks, counts if scope == "layer" else sum(counts))
         return self._known[kind, scope]
 

@@ -1,7 +1,8 @@
 """Mutations: exactly as many connections come as go, and no layer leaves its bounds.
 
 What a child drops and grows is drawn in a random order; an item that would take its layer past a bound is passed over,
-and the next one is drawn in its place. Nothing that was just dropped is grown.
+and the next one is drawn in its place. Growth anywhere takes nothing that was just dropped. Growth by the signal,
+within layers, may: such a connection stays as it is, as in RigL, and the swap is smaller by it.
 """
 
 from dataclasses import dataclass
@@ -84,14 +85,18 @@ def swap(masks: Masks, bounds: Bounds, chosen: Pools, count: int, generator: tor
 
 
 def swap_in_layers(masks: Masks, chosen: Pools, quotas: list[int], generator: torch.Generator) -> Swap:
-    """Draw a swap of so many connections in every layer, or of as many as it has and lacks; no layer's count moves."""
+    """Draw a swap of so many connections in every layer, or of as many as it has and lacks; no layer's count moves.
+
+    What is favoured for growth may include favoured drops; what is drawn for both stays.
+    """
     pairs = zip(quotas, masks.counts(), masks.sizes, strict=True)
     quotas = [min(quota, active, size - active) for quota, active, size in pairs]
     dropped = _some_of_each(
         masks, chosen.droppable if chosen.drop_first is None else chosen.drop_first, quotas, generator
     )
     grown = _some_of_each(masks, chosen.growable if chosen.grow_first is None else chosen.grow_first, quotas, generator)
-    return Swap(dropped, grown.sort().values)
+    stays = masks.flat[grown]
+    return Swap(dropped[~torch.isin(dropped, grown[stays])], grown[~stays].sort().values)
 
 
 def _some_of_each(masks: Masks, items: Tensor, quotas: list[int], generator: torch.Generator) -> Int[Tensor, " n"]:
