@@ -34,7 +34,7 @@ from heterodox.update.sparse.topology import Change, Sight
 
 LOOKS = (0, 1, 5, 20, 50, 200)
 TOKENS = (256, 1024, 4096)
-REACHES = (1, 4)
+REACHES = (0.1, 1, 4)
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "literal": ("he", {"drop": "uniform", "grow": "uniform", "scope": "global", "mutation": 0.005}),
     "uniform-drops-2": ("zero", {"drop": "uniform", "grow": "uniform", "mutation": 0.02}),
