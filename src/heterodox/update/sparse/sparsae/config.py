@@ -36,7 +36,11 @@ class SparsaeOptions(Schedule):
         description="what it grows: any missing connection, or among those with the largest signal, as it is or "
         "relative to row and column; `mixed`: the three in turn",
     )
-    pool: float = Field(2.0, ge=1, description="growth by signal chooses among so many times what it needs")
+    pool: float = Field(
+        2.0,
+        ge=1,
+        description="growth by signal, but for the first child of its kind, chooses among so many times what it needs",
+    )
     signal: Literal["training", "micro_batch"] = Field(
         "training", description="that of the training step, or of a pass on a micro-batch; for growth and look-ahead"
     )

@@ -65,7 +65,7 @@ class Generation:
         self.masks: list[Bool[Tensor, " entries"]] = []
         self.values: list[Float[Tensor, " grown"] | None] = []
         self.activities: list[list[float]] = []
-        self._known: dict[tuple[str, str], Tensor] = {}
+        self._known: dict[tuple[str, str, bool], Tensor] = {}
         scratch = sight.weights.clone()
         if options.judge == "look_ahead":
             if options.signal == "micro_batch":
@@ -84,7 +84,8 @@ class Generation:
         generator = sight.generator("child", number)
         reset = bool(torch.rand((), generator=generator) < self.reset_probability)
         growth, scope = _in_turn(options.grow, number, GROWTHS), _in_turn(options.scope, number, SCOPES)
-        change = self._swap(reset, growth, scope, generator)
+        first = all(row["made"] != f"{growth}, {scope}" for row in self.rows)
+        change = self._swap(reset, growth, scope, first, generator)
         born = sight.draw(change.grown, f"child {number}")
         views = sight.masks.split(scratch)
         kept = scratch[change.dropped]
@@ -103,12 +104,13 @@ class Generation:
         about = {"swaps": len(change.grown), "reset": reset, "made": "reset" if reset else f"{growth}, {scope}"}
         self._add(loss, signal, apply_swap(sight.masks.flat, change), born, about)
 
-    def _swap(self, reset: bool, growth: str, scope: str, generator: torch.Generator) -> Swap:
+    def _swap(self, reset: bool, growth: str, scope: str, first: bool, generator: torch.Generator) -> Swap:
         masks, bounds = self.sight.masks, self.bounds
         if reset:
             count = round(self.options.reset.fraction * sum(masks.counts()))
             return swap(masks, bounds, self._pools, min(count, most(masks, bounds)), generator)
-        drop_first, grow_first = self._favoured(self.options.drop, scope), self._favoured(growth, scope)
+        drop_first = self._favoured(self.options.drop, scope, True)
+        grow_first = self._favoured(growth, scope, first)
         chosen = replace(self._pools, drop_first=drop_first, grow_first=grow_first)
         if scope == "layer":
             return swap_in_layers(masks, chosen, self.quotas, generator)
@@ -118,21 +120,23 @@ class Generation:
     def _pools(self) -> Pools:
         return pools(self.sight.masks)
 
-    def _favoured(self, kind: str, scope: str) -> Tensor | None:
-        """What such children drop or grow first, the same for all of them."""
+    def _favoured(self, kind: str, scope: str, first: bool) -> Tensor | None:
+        """What such children drop or grow first; the first of its kind takes the best, others choose from the pool."""
         if kind == "uniform":
             return None
-        if (kind, scope) not in self._known:
+        if (kind, scope, first) not in self._known:
             masks, counts = self.sight.masks, self.quotas
             if kind == "magnitude":
                 appeal, among = -relative_size(self.sight.weights, masks), masks.flat
             else:
                 appeal = self.signal.abs() if kind == "activity" else relative_signal(self.signal, masks)
-                among, counts = ~masks.flat, [math.ceil(self.options.pool * quota) for quota in counts]
+                among, pool = ~masks.flat, 1.0 if first else self.options.pool
+                counts = [math.ceil(pool * quota) for quota in counts]
                 if scope == "layer" and self.options.drop == "magnitude":
-                    among[self._favoured("magnitude", scope)] = True  # what goes may come back at once
-            self._known[kind, scope] = favoured(appeal, among, masks, counts if scope == "layer" else sum(counts))
-        return self._known[kind, scope]
+                    among[self._favoured("magnitude", scope, True)] = True  # what goes may come back at once
+            chosen = favoured(appeal, among, masks, counts if scope == "layer" else sum(counts))
+            self._known[kind, scope, first] = chosen
+        return self._known[kind, scope, first]
 
     def _add(self, loss: Tensor, signal: Tensor, flat: Tensor, values: Tensor | None, about: dict[str, Any]) -> None:
         masks = self.sight.masks
