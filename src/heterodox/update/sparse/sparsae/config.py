@@ -34,7 +34,7 @@ class SparsaeOptions(Schedule):
     grow: Growth = Field(
         "mixed",
         description="what it grows: any missing connection, or among those with the largest signal, as it is or "
-        "relative to row and column; `mixed`: the three in turn",
+        "relative to row and column; `mixed`: `activity` and `uniform` in turn",
     )
     pool: float = Field(
         2.0,

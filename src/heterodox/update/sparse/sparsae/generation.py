@@ -30,7 +30,7 @@ from heterodox.update.sparse.sparsae.swaps import (
 )
 from heterodox.update.sparse.topology import Sight
 
-GROWTHS = ("uniform", "relative", "activity")
+GROWTHS = ("activity", "uniform")
 SCOPES = ("layer", "global")
 
 
