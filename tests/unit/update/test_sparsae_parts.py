@@ -157,7 +157,7 @@ def test_the_parent_competes_or_gives_way():
 
 
 def test_swaps_get_smaller_along_a_cosine():
-    learner = sparse_learner(options("sparsae", children=1, every=10, mutation=0.4), steps=40)
+    learner = sparse_learner(options("sparsae", children=1, every=10, mutation=0.4, grow="uniform"), steps=40)
     rows = [row for row in events_of(learner, 40) if row["kind"] == "candidate" and row["candidate"]]
     active = learner.update.num_active
     expected = [0.4 * active * share for share in (0.8536, 0.5, 0.1464, 0.0)]
@@ -186,8 +186,8 @@ def test_children_are_made_in_turn():
         learner = sparse_learner(options("sparsae", children=4, reset={"probability": 0.0, "batch": 4}, **kinds))
         made[str(kinds)] = [row["made"] for row in events_of(learner, 3) if row["kind"] == "candidate"][1:]
     assert list(made.values()) == [
-        ["uniform, layer", "relative, layer", "activity, layer", "uniform, layer"],
-        ["uniform, layer", "relative, global", "activity, layer", "uniform, global"],
+        ["activity, layer", "uniform, layer"] * 2,
+        ["activity, layer", "uniform, layer", "activity, global", "uniform, global"],
         ["activity, layer"] * 4,
     ]
 

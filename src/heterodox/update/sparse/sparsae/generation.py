@@ -83,7 +83,8 @@ class Generation:
         sight, options = self.sight, self.options
         generator = sight.generator("child", number)
         reset = bool(torch.rand((), generator=generator) < self.reset_probability)
-        growth, scope = _in_turn(options.grow, number, GROWTHS), _in_turn(options.scope, number, SCOPES)
+        growth = _in_turn(options.grow, number - 1, GROWTHS)
+        scope = _in_turn(options.scope, (number - 1) // len(GROWTHS), SCOPES)
         first = all(row["made"] != f"{growth}, {scope}" for row in self.rows)
         change = self._swap(reset, growth, scope, first, generator)
         born = sight.draw(change.grown, f"child {number}")
@@ -168,9 +169,9 @@ class Generation:
         return winner["candidate"]
 
 
-def _in_turn(choice: str, number: int, kinds: Sequence[str]) -> str:
-    """The kind of a child with this number, from 1."""
-    return kinds[(number - 1) % len(kinds)] if choice == "mixed" else choice
+def _in_turn(choice: str, turn: int, kinds: Sequence[str]) -> str:
+    """The kind whose turn it is, counted from 0."""
+    return kinds[turn % len(kinds)] if choice == "mixed" else choice
 
 
 def loggable(value: Any) -> Any:
