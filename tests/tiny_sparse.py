@@ -43,7 +43,10 @@ def supply(split: str, batch_size: int, order: str | int = 0) -> RandomBatches:
     return RandomBatches(batch_size, first=1000 * (1 + len(str(order))))
 
 
-SPARSAE = {"name": "sparsae", "every": 3, "until": 1.0, "mutation": 0.1, "micro_batch": 4, "reset": {"batch": 4}}
+SPARSAE = {
+    "name": "sparsae", "every": 3, "until": 1.0, "mutation": 0.1, "margin": 0.0,
+    "micro_batch": 4, "reset": {"batch": 4},
+}  # fmt: skip
 
 
 def options(topology: str, **changes: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ UPDATE_VARIANTS: dict[str, dict[str, Any]] = {
     "sparse sparsae literal": SPARSE | {
         "topology": SPARSAE | {
             "judge": "at_once", "signal": "micro_batch", "drop": "uniform", "grow": "uniform", "scope": "global",
-            "survival": "plus", "decay": "constant", "selection": "random",
+            "survival": "plus", "decay": "constant", "selection": "random", "margin": 0.0,
         },
         "new_weights": "he", "around": {"name": "sgd", "momentum": 0.9},
     },

@@ -31,11 +31,13 @@ def test_a_look_through_the_window_leaves_no_trace():
     random = torch.get_rng_state()
     window, batch = learner.update.window, tiny_batch(seed=5)
     zeros = {name: torch.zeros_like(p) for name, p in learner.model.named_parameters()}
-    flat = window.loss(batch, zeros)
+    flat = window.losses(batch, zeros).mean()
     assert flat == pytest.approx(math.log(11), abs=1e-12)  # all logits 0
     loss, grads = window.signal(batch, {})
     assert loss != flat
-    assert window.loss(batch, {}) == loss
+    losses = window.losses(batch, {})
+    assert losses.shape == (4,)
+    assert losses.mean() == loss
     model.eval()
     exact = Backprop().signal(model, batch, torch.ones(4).double(), CrossEntropy()).grads
     assert all(torch.equal(grads[name], exact[name]) for name in exact)
@@ -94,13 +96,14 @@ def scored(steps: int) -> tuple[list[float], float]:
     reset = {"probability": 0.0, "batch": 4}
     learner = sparse_learner(options("sparsae", children=2, mutation=0.4, reset=reset), steps=steps)
     window, seen = learner.update.window, []
-    real = window.loss
+    real = window.losses
 
     def spy(batch, weights):
-        seen.append((real(batch, weights), real(batch, {})))
-        return seen[-1][0]
+        losses = real(batch, weights)
+        seen.append((losses.mean(), real(batch, {}).mean()))
+        return losses
 
-    window.loss = spy
+    window.losses = spy
     for step in range(1, 4):
         learner.step(tiny_batch(seed=step))
     return [float(loss) for loss, _ in seen[:3]], float(seen[0][1])
@@ -119,26 +122,28 @@ def test_aimed_children_grow_where_the_training_signal_is_largest():
 
 
 def test_one_child_that_grows_by_the_signal_is_rigl_to_the_bit():
-    """Weights and masks; another kind of growth makes it another rule."""
+    """Weights and masks; so are four, if no other may win. Another kind of growth makes it another rule."""
     schedule = {"every": 3, "until": 0.9}
     search = schedule | {"children": 1, "reset": {"probability": 0, "batch": 4}, "mutation": 0.3}
-    rigl, same, other = (
+    rigl, same, alone, other = (
         sparse_learner(options(name, **section), sparsity=0.7)
         for name, section in (
             ("rigl", schedule | {"fraction": 0.3}),
             ("sparsae", search | {"grow": "activity"}),
+            ("sparsae", search | {"children": 4, "margin": 1e30}),
             ("sparsae", search | {"grow": "relative"}),
         )
     )
     changed = []
     for step in range(1, 13):
         before = rigl.update.masks.flat.clone()
-        for learner in (rigl, same, other):
+        for learner in (rigl, same, alone, other):
             learner.step(tiny_batch(seed=step))
         changed.append(int((before ^ rigl.update.masks.flat).sum()))
-        assert torch.equal(rigl.update.masks.flat, same.update.masks.flat), step
-        for (name, p), twin in zip(rigl.model.named_parameters(), same.model.parameters(), strict=True):
-            assert torch.equal(p, twin), (step, name)
+        for twin in (same, alone):
+            assert torch.equal(rigl.update.masks.flat, twin.update.masks.flat), step
+            for (name, p), q in zip(rigl.model.named_parameters(), twin.model.parameters(), strict=True):
+                assert torch.equal(p, q), (step, name)
     assert sum(changed) > 40
     assert changed[2] < 2 * round(0.3 * sum(rigl.update.masks.counts())), "some that went came back"
     assert not torch.equal(rigl.update.masks.flat, other.update.masks.flat)

@@ -82,8 +82,8 @@ class Window(Protocol):
 
     cost: Cost
 
-    def loss(self, batch: Batch, weights: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """Cross-entropy in nats per token."""
+    def losses(self, batch: Batch, weights: Mapping[str, Tensor]) -> Float[Tensor, " examples"]:
+        """Cross-entropy in nats per token of each example, those of all ranks."""
         ...
 
     def signal(self, batch: Batch, weights: Mapping[str, Tensor]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:

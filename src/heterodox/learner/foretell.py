@@ -60,7 +60,7 @@ def _event(model: LanguageModel, credit: Credit, update: Update, like: Batch) ->
     window = ModelWindow(model, credit, Solo())
     for examples, with_signal in update.passes:
         inputs, targets = (tokens[:1].repeat(examples, 1) for tokens in (like.inputs, like.targets))
-        look = window.signal if with_signal else window.loss
+        look = window.signal if with_signal else window.losses
         look(Batch(inputs, targets, like.ids[:1].repeat(examples)), {})
     return window.cost
 

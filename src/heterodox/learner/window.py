@@ -30,12 +30,11 @@ class ModelWindow:
         self._parameters = dict(model.named_parameters())
 
     @torch.no_grad()
-    def loss(self, batch: Batch, weights: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+    def losses(self, batch: Batch, weights: Mapping[str, Tensor]) -> Float[Tensor, " examples"]:
         with self._with(weights):
-            loss = self._objective.losses(self.model(batch.inputs), batch).mean()
+            losses = self._objective.losses(self.model(batch.inputs), batch)
         self._charge(batch, self.model.forward_flops(*batch.inputs.shape).total)
-        self.comm.mean_([loss])
-        return loss
+        return self.comm.gather(losses)
 
     def signal(self, batch: Batch, weights: Mapping[str, Tensor]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         untouched = map_tensors(self.credit.state(), torch.clone)

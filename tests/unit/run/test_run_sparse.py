@@ -52,7 +52,8 @@ def test_summary_and_metrics_tell_what_was_sparse(run):
 
 
 @pytest.mark.parametrize(
-    "search", [{}, {"signal": "micro_batch"}, {"signal": "micro_batch", "judge": "at_once"}, {"children": 0}]
+    "search",
+    [{}, {"signal": "micro_batch"}, {"signal": "micro_batch", "judge": "at_once", "margin": 0.0}, {"children": 0}],
 )
 def test_the_search_is_planned(search, tmp_path):
     """To the FLOP and the token."""

@@ -51,6 +51,12 @@ class SparsaeOptions(Schedule):
     selection: Selection = Field(
         "proxy", description="who wins: the best composite score, the lowest loss, or chance (the control)"
     )
+    margin: float = Field(
+        2.0,
+        ge=0,
+        description="standard errors by which a loss must lie, window by window, below that of the first candidate "
+        "that may win, lest that one wins; 0: none",
+    )
     micro_batch: int = Field(16, ge=1, description="windows of the meta split that candidates are scored on")
     proxy: ProxyOptions = ProxyOptions()  # pyrefly: ignore[missing-argument]
     reset: ResetOptions = ResetOptions()  # pyrefly: ignore[missing-argument]
@@ -59,4 +65,14 @@ class SparsaeOptions(Schedule):
     def refusals(self, recipe: config.Config) -> list[str]:
         reasons = super().refusals(recipe)
         update = recipe.update  # pyrefly: ignore[missing-attribute]
+        if self.margin and self.judge == "at_once" and self.signal == "micro_batch":
+            reasons.append(
+                f"update.topology.margin {self.margin} compares losses window by window, and judge at_once with signal "
+                "micro_batch knows their mean alone; set margin: 0"
+            )
+        if self.margin and self.micro_batch == 1:
+            reasons.append(
+                f"update.topology.margin {self.margin} is in standard errors over the windows of a micro-batch, and "
+                "update.topology.micro_batch is 1; make that at least 2, or set margin: 0"
+            )
         return reasons + self.bounds.complaints(update.sparsity)

@@ -57,11 +57,12 @@ class Generation:
         self.batch = micro.next_batch()
         if options.signal == "training":
             assert sight.signal is not None
-            self.signal, loss = sight.signal, None
+            self.signal, losses = sight.signal, None
         else:
             loss, grads = window.signal(self.batch, {})
-            self.signal = sight.masks.join(grads)
+            losses, self.signal = loss[None], sight.masks.join(grads)
         self.rows: list[dict[str, Any]] = []
+        self.losses: list[Float[Tensor, " windows"]] = []
         self.masks: list[Bool[Tensor, " entries"]] = []
         self.values: list[Float[Tensor, " grown"] | None] = []
         self.activities: list[list[float]] = []
@@ -71,10 +72,10 @@ class Generation:
             if options.signal == "micro_batch":
                 self.batch = micro.next_batch()  # not the batch that the step is taken on, which would flatter it
             scratch += options.reach * (sight.ahead.present(self.signal) - scratch)
-            loss = None
-        if loss is None:
-            loss = window.loss(self.batch, sight.masks.split(scratch))
-        self._add(loss, self.signal, sight.masks.flat.clone(), None, {"swaps": 0, "reset": False, "made": "parent"})
+            losses = None
+        if losses is None:
+            losses = window.losses(self.batch, sight.masks.split(scratch))
+        self._add(losses, self.signal, sight.masks.flat.clone(), None, {"swaps": 0, "reset": False, "made": "parent"})
         for number in range(1, options.children + 1):
             self._add_child(number, scratch)
 
@@ -97,13 +98,13 @@ class Generation:
             scratch[change.grown] += options.reach * step
         if options.judge == "at_once" and options.signal == "micro_batch":
             loss, grads = self.window.signal(self.batch, views)
-            signal = sight.masks.join(grads)
+            losses, signal = loss[None], sight.masks.join(grads)
         else:
-            loss, signal = self.window.loss(self.batch, views), self.signal
+            losses, signal = self.window.losses(self.batch, views), self.signal
         scratch[change.dropped] = kept
         scratch[change.grown] = 0
         about = {"swaps": len(change.grown), "reset": reset, "made": "reset" if reset else f"{growth}, {scope}"}
-        self._add(loss, signal, apply_swap(sight.masks.flat, change), born, about)
+        self._add(losses, signal, apply_swap(sight.masks.flat, change), born, about)
 
     def _swap(self, reset: bool, growth: str, scope: str, first: bool, generator: torch.Generator) -> Swap:
         masks, bounds = self.sight.masks, self.bounds
@@ -116,6 +117,11 @@ class Generation:
         if scope == "layer":
             return swap_in_layers(masks, chosen, self.quotas, generator)
         return swap(masks, bounds, chosen, min(sum(self.quotas), most(masks, bounds)), generator)
+
+    @property
+    def _favourite(self) -> int:
+        """The number of the first candidate that may win: the parent, or where it gives way the first child."""
+        return 0 if self.options.survival == "plus" else 1
 
     @cached_property
     def _pools(self) -> Pools:
@@ -139,34 +145,46 @@ class Generation:
             self._known[kind, scope, first] = chosen
         return self._known[kind, scope, first]
 
-    def _add(self, loss: Tensor, signal: Tensor, flat: Tensor, values: Tensor | None, about: dict[str, Any]) -> None:
+    def _add(self, losses: Tensor, signal: Tensor, flat: Tensor, values: Tensor | None, about: dict[str, Any]) -> None:
         masks = self.sight.masks
         layers = layer_activities(signal, flat, masks.sizes).tolist()
         row = {
             "candidate": len(self.rows),
             **about,
-            "ce": float(loss),
+            "ce": float(losses.mean()),
             "diversity": unevenness(masks.counts(flat), masks.sizes, self.options.proxy.form),
             "activity": sum(layers) / len(layers),
         }
         row["finite"] = all(math.isfinite(row[part]) for part in ("ce", "diversity", "activity"))
+        row["lead"] = lead(self.losses[self._favourite], losses) if len(self.losses) > self._favourite else None
         self.rows.append(row)
+        self.losses.append(losses)
         self.masks.append(flat)
         self.values.append(values)
         self.activities.append(layers)
 
     def choose(self, selection: Selection) -> int:
         """The number of the winner; the parent where no candidate that may win is finite."""
-        rivals = self.rows if self.options.survival == "plus" else self.rows[1:]
+        rivals = self.rows[self._favourite :]
         finite = [row for row in rivals if row["finite"]] or self.rows[:1]
         if selection == "random":
             winner = finite[int(torch.randint(len(finite), (), generator=self.sight.generator("winner")))]
         else:
-            key = "score" if selection == "proxy" else "ce"
+            key, margin = "score" if selection == "proxy" else "ce", self.options.margin
+            if margin and finite[0] is rivals[0]:
+                finite = [row for row in finite if row is rivals[0] or (row["lead"] or 0.0) > margin]
             winner = min(finite, key=lambda row: row[key])
         for row in self.rows:
             row["won"] = row is winner
         return winner["candidate"]
+
+
+def lead(others: Float[Tensor, " windows"], own: Float[Tensor, " windows"]) -> float | None:
+    """By how many standard errors the second losses lie below the first, window by window; None for one window."""
+    if len(own) < 2:
+        return None
+    ahead = (others - own).double()
+    return float(ahead.mean() / (ahead.std() / len(own) ** 0.5).clamp(min=1e-30))
 
 
 def _in_turn(choice: str, turn: int, kinds: Sequence[str]) -> str:

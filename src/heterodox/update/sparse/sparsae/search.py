@@ -110,7 +110,7 @@ class Sparsae(Topology):
         self.wins += winner > 0
         proxy.follow(generation.rows[winner])
         resets.event_over()
-        loss = float(window.loss(held_out, {}))
+        loss = float(window.losses(held_out, {}).mean())
         stagnates = resets.note(loss)
         widened = bounds.note(activity := generation.activities[winner])
         micro.fetch()
