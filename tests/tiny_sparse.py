@@ -100,3 +100,7 @@ def assert_growth_follows_the_gradient(learner: Gradient) -> None:
         if born.any() and left_out.any():
             assert exact[name].abs()[born].min() >= exact[name].abs()[left_out].max(), name
     assert grew > 10
+
+
+def events_of(learner, steps: int) -> list[dict]:
+    return [event for step in range(1, steps + 1) for event in learner.step(tiny_batch(seed=step)).events]

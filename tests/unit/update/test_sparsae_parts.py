@@ -17,8 +17,8 @@ from heterodox.update.sparse.sparsae.prefetch import Prefetch
 from heterodox.update.sparse.sparsae.proxy import Proxy, ProxyOptions, layer_activities, unevenness
 from heterodox.update.sparse.sparsae.reset import ResetOptions, Resets
 from heterodox.update.sparse.sparsae.swaps import relative_signal
-from tests.tiny import tiny_batch, tiny_gpt, tiny_recipe
-from tests.tiny_sparse import RandomBatches, options, sparse_learner, supply
+from tests.tiny import tiny_batch, tiny_gpt
+from tests.tiny_sparse import RandomBatches, events_of, options, sparse_learner, supply
 
 
 def test_a_dead_layer_may_become_sparser_up_to_the_cap():
@@ -104,10 +104,6 @@ def test_on_a_cpu_batches_are_not_fetched_ahead():
     ahead.fetch()
     assert ahead.state() == {"taken": 1}
     assert torch.equal(first.inputs, tiny_batch(2, seed=1).inputs)
-
-
-def events_of(learner, steps: int) -> list[dict]:
-    return [event for step in range(1, steps + 1) for event in learner.step(tiny_batch(seed=step)).events]
 
 
 def test_every_candidate_is_told_and_the_costs_are_the_windows():
@@ -222,51 +218,6 @@ def test_a_candidate_that_is_not_finite_loses(monkeypatch):
     assert sum(calls) == 18
     assert all(row["won"] == (row["candidate"] == 0) for row in rows)
     assert all((row["ce"] is None) == (row["candidate"] > 0) for row in rows)
-
-
-@pytest.mark.parametrize("survival", ["comma", "plus"])
-def test_another_than_the_favourite_wins_by_the_margin_alone(survival, monkeypatch):
-    """The favourite is the first that may win; a lead is counted in standard errors over windows, by hand."""
-    section = {"children": 3, "every": 1, "selection": "ce_only", "survival": survival, "margin": 1.5}
-    learner = sparse_learner(options("sparsae", **section), steps=40)
-    window, seen = learner.update.window, []
-    real = window.losses
-    monkeypatch.setattr(window, "losses", lambda batch, weights: seen.append(real(batch, weights)) or seen[-1])
-    rows = [row for row in events_of(learner, 30) if row["kind"] == "candidate"]
-    first = 0 if survival == "plus" else 1
-    held_back = displaced = 0
-    for event in range(30):
-        group, losses = rows[4 * event : 4 * event + 4], seen[5 * event : 5 * event + 4]
-        may_win = [first]
-        for number in range(first + 1, 4):
-            ahead = losses[first] - losses[number]
-            by_hand = float(ahead.mean() / (ahead.std() / 2).clamp(min=1e-30))  # of four windows
-            assert group[number]["lead"] == pytest.approx(by_hand, rel=1e-6)
-            may_win += [number] * (by_hand > 1.5)
-        winner = min(may_win, key=lambda number: group[number]["ce"])
-        assert group[winner]["won"], event
-        displaced += winner != first
-        held_back += winner != min(range(first, 4), key=lambda number: group[number]["ce"])
-    assert displaced > 0
-    assert held_back > 0
-
-
-@pytest.mark.parametrize(
-    ("section", "said"),
-    [
-        ({"judge": "at_once", "signal": "micro_batch"}, r"margin 2\.0 compares losses window by window"),
-        ({"micro_batch": 1}, r"update\.topology\.micro_batch is 1; make that at least 2, or set margin: 0"),
-    ],
-)
-def test_a_margin_that_cannot_be_measured_is_refused(section, said):
-    for margin in ({}, {"margin": 0.0}):
-        topology = {"name": "sparsae", "every": 2, "until": 1.0, "mutation": 0.1, "bounds": {"min_sparsity": 0.1}}
-        update = {"name": "sparse", "sparsity": 0.4, "burn_in": {"steps": 1}, "topology": topology | section | margin}
-        if margin:
-            tiny_recipe(update=update)
-        else:
-            with pytest.raises(RecipeError, match=said):
-                tiny_recipe(update=update)
 
 
 def test_the_literal_form_costs_a_backward_pass_for_each_candidate():

@@ -53,7 +53,8 @@ class Generation:
         self.options, self.sight, self.window, self.bounds = options, sight, window, bounds
         self.reset_probability = reset_probability
         share = decayed(options.mutation, options.decay, options.progress(sight.step, sight.steps))
-        self.quotas = [round(share * active) for active in sight.masks.counts()]
+        layers = zip(sight.masks.counts(), sight.masks.sizes, strict=True)
+        self.quotas = [min(round(share * active), size - active) for active, size in layers]
         self.batch = micro.next_batch()
         if options.signal == "training":
             assert sight.signal is not None

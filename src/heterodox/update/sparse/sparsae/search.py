@@ -14,10 +14,11 @@ anything, and the parent wins nearly always. By default a candidate is judged af
 parent too: along the signal of the training step, `reach` times as long as the inner update's own (`judge:
 look_ahead`). A short step shows what new connections can do for the loss. In a long one those that grow where the
 signal is largest overshoot together, and lose; but that passes, and what they can do stays. And the parent gives way to
-the best child (`survival: comma`), since no candidate can show within a
-step what it is worth to have moved at all. A child costs one forward pass; no backward pass is made for the search.
-The signal is the credit rule's, so that under another rule than backpropagation no gradient is smuggled in.
-`selection: random` is the control: the same children, the same costs, and a random winner.
+the best child (`survival: comma`), since no candidate can show within a step what it is worth to have moved at all; the
+best is the first, which grows where the signal is largest, unless another leads it by more than chance (`margin`). A
+child costs one forward pass; no backward pass is made for the search. The signal is the credit rule's, so that under
+another rule than backpropagation no gradient is smuggled in. `selection: random` is the control: the same children,
+the same costs, and a random winner.
 """
 
 import math
@@ -40,7 +41,7 @@ SPLIT: LearnableSplit = "meta"
 
 
 class Sparsae(Topology):
-    """A (1 + λ) evolution strategy over masks."""
+    """A (1, λ) evolution strategy over masks, or (1 + λ) under `survival: plus`."""
 
     class Config(SparsaeOptions):
         def build(self) -> "Sparsae":

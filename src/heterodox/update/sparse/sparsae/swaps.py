@@ -87,7 +87,7 @@ def swap(masks: Masks, bounds: Bounds, chosen: Pools, count: int, generator: tor
 def swap_in_layers(masks: Masks, chosen: Pools, quotas: list[int], generator: torch.Generator) -> Swap:
     """Draw a swap of so many connections in every layer, or of as many as it has and lacks; no layer's count moves.
 
-    What is favoured for growth may include favoured drops; what is drawn for both stays.
+    What is favoured for growth may include favoured drops, if all of these are drawn: what is drawn for both stays.
     """
     pairs = zip(quotas, masks.counts(), masks.sizes, strict=True)
     quotas = [min(quota, active, size - active) for quota, active, size in pairs]
