@@ -35,7 +35,9 @@ class Endless(Stateless):
         return Batch(batch.inputs, batch.targets, batch.ids + self.size * self.number)
 
 
-def supply(split: str, batch_size: int, order: str | int = 0, *, whole: bool = False) -> Endless:
+def supply(
+    split: str, batch_size: int, order: str | int = 0, *, whole: bool = False, without: torch.Tensor | None = None
+) -> Endless:
     return Endless(split, batch_size, order)
 
 

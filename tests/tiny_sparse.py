@@ -38,7 +38,9 @@ class RandomBatches:
         self.taken = tree["taken"]
 
 
-def supply(split: str, batch_size: int, order: str | int = 0) -> RandomBatches:
+def supply(
+    split: str, batch_size: int, order: str | int = 0, *, whole: bool = False, without: torch.Tensor | None = None
+) -> RandomBatches:
     assert split in ("train", "meta")
     return RandomBatches(batch_size, first=1000 * (1 + len(str(order))))
 
@@ -76,12 +78,14 @@ def masked_entries(learner: Gradient) -> dict[str, torch.Tensor]:
     return {name: ~view for name, view in learner.update.masks.views.items()}
 
 
-def grown_after(learner: Gradient, steps: int) -> dict[str, torch.Tensor]:
-    """The connections that the last step's event has brought."""
+def grown_after(learner: Gradient, steps: int, norms: list[float] | None = None) -> dict[str, torch.Tensor]:
+    """The connections that the last step's event has brought; `norms` is told the signal's before the clip."""
     for step in range(1, steps):
         learner.step(tiny_batch(seed=step))
     before = {name: view.clone() for name, view in learner.update.masks.views.items()}
-    learner.step(tiny_batch(seed=steps))
+    report = learner.step(tiny_batch(seed=steps))
+    if norms is not None:
+        norms.append(float(report.grad_norm))
     return {name: view & ~before[name] for name, view in learner.update.masks.views.items()}
 
 

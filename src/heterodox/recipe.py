@@ -185,6 +185,10 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if folders and folders[-1] == "budget":  # one unit at a time
         for other in node.keys() - {leaf}:
             del node[other]
+    if key == "update.lr" and isinstance(node.get("around"), dict):  # short for the other: the last one counts
+        node["around"] = {name: kept for name, kept in node["around"].items() if name != "lr"}
+    elif key == "update.around.lr":
+        data["update"].pop("lr", None)
 
 
 def _section(value: object) -> dict[str, Any]:

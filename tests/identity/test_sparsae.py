@@ -10,6 +10,7 @@ from heterodox.core.state import split
 from heterodox.credit import Backprop
 from heterodox.objective import CrossEntropy
 from heterodox.update.sparse import SET
+from heterodox.update.sparse.schedule import DecayingSchedule
 from heterodox.update.sparse.topology import Change, Sight
 from tests.tiny import tiny_batch, tiny_gpt
 from tests.tiny_sparse import (
@@ -62,14 +63,20 @@ class Lookout(SET):
         return super().change(sight)
 
 
+@pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("around", [{"name": "adamw", "weight_decay": 0.3}, {"name": "sgd", "momentum": 0.9}])
-def test_looking_ahead_tells_the_step_that_follows(around):
-    """Of connections with a past and of those that have just come; and nothing moves by being asked."""
+def test_looking_ahead_tells_the_step_that_follows(around, clip):
+    """Of connections with a past and of those that have just come, clipped alike; and nothing moves by being asked."""
     learner = sparse_learner(options("set", every=4), around=around | {"lr": 0.01}, burn_in={"steps": 0})
     update = learner.update
     update.topology = Lookout(update.topology.schedule)
-    born = grown_after(learner, 4)
+    learner.clip = clip
+    norms = []
+    born = grown_after(learner, 4, norms)
     ahead, masks = update.topology.seen.ahead, update.masks
+    factor = ahead.clip
+    assert float(factor) == pytest.approx(1.0 if clip is None else clip / norms[-1], rel=1e-4)
+    assert clip is None or factor < 0.5
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
     tensors = {path: tensor.clone() for path, tensor in split(update.state())[0].items()}
     generator = torch.Generator().manual_seed(0)
@@ -80,7 +87,7 @@ def test_looking_ahead_tells_the_step_that_follows(around):
     told_new = ahead.newborn(masks.join(before)[new], flat[new])
     assert all(torch.equal(before[name], p) for name, p in learner.model.named_parameters())
     assert all(torch.equal(tensor, tensors[path]) for path, tensor in split(update.state())[0].items())
-    update.apply(dict(learner.model.named_parameters()), {name: grad.clone() for name, grad in grads.items()})
+    update.apply(dict(learner.model.named_parameters()), {name: factor * grad for name, grad in grads.items()})
     for name, values in told.items():
         now = learner.model.get_parameter(name).detach()
         assert torch.equal(values, now), name
@@ -109,11 +116,12 @@ def scored(steps: int) -> tuple[list[float], float]:
     return [float(loss) for loss, _ in seen[:3]], float(seen[0][1])
 
 
-def test_all_candidates_take_the_same_step():
+def test_all_candidates_take_the_same_step(monkeypatch):
     """A child that exchanges nothing scores what its parent scores; that is not what the weights score as they are."""
-    losses, without = scored(3)  # at the end of the schedule the share is 0
-    assert losses[0] == losses[1] == losses[2] != without
     assert len(set(scored(30)[0])) == 3
+    monkeypatch.setattr(DecayingSchedule, "decayed", lambda *_: 0.0)
+    losses, without = scored(30)
+    assert losses[0] == losses[1] == losses[2] != without
 
 
 def test_aimed_children_grow_where_the_training_signal_is_largest():

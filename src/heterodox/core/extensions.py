@@ -95,10 +95,16 @@ class Window(Protocol):
 class StructuralUpdate(Update, Protocol):
     """An update that decides which weights there are, not only how they move.
 
-    `search_seconds` is what changing the structure has taken so far.
+    `search_seconds` is what changing the structure has taken so far; while `still`, it does not change.
     """
 
     search_seconds: float
+    still: bool
+
+    @property
+    def structured(self) -> Sequence[str]:
+        """The parameters whose structure it decides."""
+        ...
 
     def watch(self, window: Window) -> None:
         """Be handed the window to look through; called once, after `connect`."""
@@ -110,6 +116,10 @@ class StructuralUpdate(Update, Protocol):
 
     def select(self, grads: Mapping[str, Tensor]) -> None:
         """See the mean signal before it is clipped, and zero in place what must not move."""
+        ...
+
+    def clipped(self, factor: Float[Tensor, ""]) -> None:
+        """Be told what the clip multiplied that signal by."""
         ...
 
     def changes(self, step: int) -> bool:

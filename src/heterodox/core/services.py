@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from jaxtyping import Int
+from torch import Tensor
+
 from heterodox.core.comm import Comm
 from heterodox.core.protocols import LanguageModel
 from heterodox.core.rng import Streams
@@ -32,16 +35,29 @@ class Supply(Protocol):
     """Opens batches of a part's own.
 
     `batch_size` counts the examples of the global batch; with `whole`, each rank gets all of it. Batches of one split
-    with different `order` are shuffled independently of each other and of what the run trains on. Who opens them keeps
-    their state with its own.
+    with different `order` are shuffled independently of each other and of what the run trains on; the examples whose
+    ids are in `without` are left out. Who opens them keeps their state with its own.
     """
 
     def __call__(
-        self, split: LearnableSplit, batch_size: int, order: str | int = 0, *, whole: bool = False
+        self,
+        split: LearnableSplit,
+        batch_size: int,
+        order: str | int = 0,
+        *,
+        whole: bool = False,
+        without: Int[Tensor, " ids"] | None = None,
     ) -> Batches: ...
 
 
-def no_supply(split: LearnableSplit, batch_size: int, order: str | int = 0, *, whole: bool = False) -> Batches:
+def no_supply(
+    split: LearnableSplit,
+    batch_size: int,
+    order: str | int = 0,
+    *,
+    whole: bool = False,
+    without: Int[Tensor, " ids"] | None = None,
+) -> Batches:
     """Where there is no corpus, as for a part that is used alone."""
     raise LookupError(f"this part wants batches of the {split} split; hand it services with a supply")
 

@@ -6,6 +6,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 from jaxtyping import Int
+from torch import Tensor
 
 from heterodox.core.errors import CorpusError, RecipeError
 from heterodox.core.rng import Streams
@@ -51,6 +52,12 @@ class Windows:
             parts = [part.pin_memory() for part in parts]
         return Batch(*parts).to(self._device)
 
+    def positions(self, without: Int[Tensor, " ids"] | None = None) -> Int[np.ndarray, " positions"]:
+        """Where the examples are whose ids are not in `without`."""
+        ids = np.arange(self.count) if self._chosen is None else self._chosen
+        left_out = [] if without is None else without.cpu().numpy()
+        return np.flatnonzero(~np.isin(ids, left_out))
+
     def labelled(self, positions: Int[np.ndarray, " batch"], kinds: tuple[str, ...]) -> LabelledBatch:
         """The same with what is known of them."""
         batch = self.batch(positions)
@@ -79,7 +86,7 @@ class Loader:
     `batch_size` counts the examples of the global batch, of which rank r of n takes the r-th of n equal
     slices. A batch may run over the end of an epoch, even of several. The state is the number of examples
     consumed by all ranks together, so it can be resumed with another batch size or number of ranks. Loaders
-    of one split with different `order` are shuffled independently.
+    of one split with different `order` are shuffled independently. Examples whose ids are in `without` are left out.
     """
 
     def __init__(
@@ -93,6 +100,7 @@ class Loader:
         world_size: int = 1,
         device: str = "cpu",
         order: str | int = 0,
+        without: Int[Tensor, " ids"] | None = None,
     ) -> None:
         _check_batch_size(batch_size)
         if batch_size % world_size:
@@ -102,6 +110,9 @@ class Loader:
             )
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         self._windows = Windows(split, context, device)
+        self._positions = self._windows.positions(without)
+        if not len(self._positions):
+            raise CorpusError(f"no example of the {split.name} split is left beside those that are kept apart")
         self._streams, self._names = streams, (split.name, order)
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._position = 0
@@ -109,7 +120,7 @@ class Loader:
 
     @property
     def examples_per_epoch(self) -> int:
-        return self._windows.count
+        return len(self._positions)
 
     @property
     def epoch(self) -> int:
@@ -139,7 +150,7 @@ class Loader:
     def _order(self, epoch: int) -> Int[np.ndarray, " examples"]:
         if self._shuffled is None or self._shuffled[0] != epoch:
             rng = np.random.default_rng(self._streams.derive("data", *self._names, epoch))
-            self._shuffled = epoch, rng.permutation(self.examples_per_epoch)
+            self._shuffled = epoch, self._positions[rng.permutation(self.examples_per_epoch)]
         return self._shuffled[1]
 
 

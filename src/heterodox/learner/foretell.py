@@ -28,6 +28,8 @@ def foretell(
     learns = [name for name, origin in credit.manifest(model).items() if origin != "frozen"]
     late = {name: torch.zeros_like(parameters[name]) for name in learns if name not in signal.grads}
     grads = signal.grads | late  # some rules only begin to move a parameter after some steps
+    if isinstance(update, StructuralUpdate):
+        update.still = True  # what an event decides depends on numbers, and here are none
     update.apply(parameters | signal.own_parameters, grads | signal.own_grads, 1.0)
     sizes = {
         "weights": _bytes(dict(model.state_dict())),

@@ -12,6 +12,7 @@ from torch.nn.utils import get_total_norm
 
 from heterodox.core import config
 from heterodox.core.comm import Comm
+from heterodox.core.errors import RecipeError
 from heterodox.core.extensions import EvolvingObjective, Remarking, StructuralUpdate
 from heterodox.core.learner import Foretold
 from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
@@ -80,6 +81,7 @@ class Gradient:
         self._structure = update if isinstance(update, StructuralUpdate) else None
         self._evolving = objective if isinstance(objective, EvolvingObjective) else None
         if self._structure:
+            _require_moving(self._structure, credit.manifest(model))
             self._structure.watch(ModelWindow(model, credit, comm))
 
     def begin(self) -> None:
@@ -115,7 +117,9 @@ class Gradient:
         compared, seconds = self._compare(signal, batch, weights, dropout_seed) if probe else (None, 0.0)
         if self._structure:
             self._structure.select(signal.grads)
-        norm = _clip(signal, self.clip)
+        norm, factor = _clip(signal, self.clip)
+        if self._structure:
+            self._structure.clipped(factor)
         cost = signal.cost + self._spared(signal.cost.flops, batch)
         self.update.apply(self._parameters | signal.own_parameters, signal.grads | signal.own_grads, lr_scale)
         told = self._structure.report() if self._structure else UpdateReport()
@@ -192,6 +196,15 @@ class Gradient:
         self.update.load_state(tree.get("update", {}))
 
 
+def _require_moving(structure: StructuralUpdate, manifest: Mapping[str, Origin]) -> None:
+    """Raise `RecipeError` where an update would take weights away that the rule leaves as they are."""
+    if frozen := [name for name in structure.structured if manifest[name] == "frozen"]:
+        raise RecipeError(
+            f"the update would mask {frozen[0]}, which the credit rule leaves as it is ({len(frozen)} such "
+            f"{'matrix' if len(frozen) == 1 else 'matrices'}); name others in update.layers, or take another rule"
+        )
+
+
 def _seed(seed: int | None) -> None:
     if seed is not None:
         torch.manual_seed(seed)
@@ -202,9 +215,14 @@ def _tensors(signal: Signal) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in (*signal.grads.values(), *signal.own_grads.values())}.values())
 
 
-def _clip(signal: Signal, limit: float | None) -> Float[Tensor, ""]:
-    """Scale the signal in place so that the model's part has a global norm of at most `limit`; its norm before."""
+def _clip(signal: Signal, limit: float | None) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Scale the signal in place so that the model's part has a global norm of at most `limit`.
+
+    Returns its norm before, and what it was multiplied by.
+    """
     norm = get_total_norm(list(signal.grads.values()))
-    if limit is not None:
-        torch._foreach_mul_(_tensors(signal), torch.clamp(limit / (norm + 1e-6), max=1.0))
-    return norm
+    if limit is None:
+        return norm, torch.ones_like(norm)
+    factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+    torch._foreach_mul_(_tensors(signal), factor)
+    return norm, factor

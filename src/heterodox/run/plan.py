@@ -8,6 +8,8 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from heterodox.core.comm import Solo
@@ -34,8 +36,16 @@ def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
     with FakeTensorMode():
         model = build_model(recipe, dataset.tokenizer.vocab_size, "cpu")
 
-        def blank(split: str, batch_size: int, order: str | int = 0, *, whole: bool = False) -> _Blank:
-            return _Blank(batch_size, recipe.model.context, Windows(dataset.splits[split], recipe.model.context).count)
+        def blank(
+            split: str,
+            batch_size: int,
+            order: str | int = 0,
+            *,
+            whole: bool = False,
+            without: Int[Tensor, " ids"] | None = None,
+        ) -> _Blank:
+            count = Windows(dataset.splits[split], recipe.model.context).count
+            return _Blank(batch_size, recipe.model.context, count - (0 if without is None else len(without)))
 
         learner = build_learner(recipe, model, Solo(), blank)
         foretold = learner.foretell(blank("train", recipe.rating.drawn(recipe.run.batch_size)).next_batch())

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from heterodox.core.comm import Comm, local_rank
 from heterodox.core.errors import RecipeError
@@ -171,7 +173,14 @@ def build_learner(
 def supply_of(recipe: Recipe, dataset: Dataset, streams: Streams, comm: Comm, device: str = "cpu") -> Supply:
     """Opens batches of `dataset` for this rank."""
 
-    def supply(split: str, batch_size: int, order: str | int = 0, *, whole: bool = False) -> Loader:
+    def supply(
+        split: str,
+        batch_size: int,
+        order: str | int = 0,
+        *,
+        whole: bool = False,
+        without: Int[Tensor, " ids"] | None = None,
+    ) -> Loader:
         return Loader(
             dataset.splits[split],
             context=recipe.model.context,
@@ -181,6 +190,7 @@ def supply_of(recipe: Recipe, dataset: Dataset, streams: Streams, comm: Comm, de
             world_size=1 if whole else comm.world_size,
             device=device,
             order=order,
+            without=without,
         )
 
     return supply

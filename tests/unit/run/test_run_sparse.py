@@ -190,7 +190,11 @@ def test_masks_that_do_not_match_their_count_are_refused(tmp_path):
         ({"sparsity": -0.1}, "update.sparsity: found -0.1, expected greater than or equal to 0"),
         ({"topology": {"name": "set", "every": 40}}, "update.topology.every is 40, but the mask may change only from"),
         ({"topology": {"name": "sparsae", "every": 6}, "sparsity": 0.97}, "update.sparsity 0.97 lies outside"),
-        ({"topology": {"name": "rigl", "every": 2}}, "update.burn_in.steps is 2, expected below"),
+        ({"topology": {"name": "rigl", "every": 1}}, "update.burn_in.steps is 2, expected at most"),
+        (
+            {"topology": "static", "lr": 0.1, "around": {"lr": 0.2}},
+            "lr is 0.1, but around.lr",
+        ),
         ({"topology": {"name": "sparsea"}}, "there is no 'sparsea'; did you mean 'sparsae'"),
         ({"around": "adam"}, "there is no 'adam'; did you mean 'adamw'"),
         ({"sparcity": 0.5}, "unknown key 'update.sparcity'; did you mean 'sparsity'"),
@@ -218,6 +222,8 @@ def test_the_learning_rate_is_the_inner_updates_wherever_it_is_written():
     assert load_recipe(changed.dump()).update.lr == 0.25
     assert json.loads(json.dumps(changed.dump()))["update"]["around"]["lr"] == 0.25
     assert "lr" not in changed.dump()["update"]
+    later = load_recipe({"update": {"name": "sparse", "lr": 0.5, "topology": "static"}}, ["update.around.lr=0.25"])
+    assert later.update.lr == 0.25
 
 
 def test_state_has_masks_by_parameter_name(run):

@@ -61,3 +61,39 @@ def test_a_margin_that_cannot_be_measured_is_refused(section, said):
         else:
             with pytest.raises(RecipeError, match=said):
                 tiny_recipe(update=update)
+
+
+@pytest.mark.parametrize("survival", ["comma", "plus"])
+def test_what_may_win_without_a_lead_is_no_reset(survival):
+    """However likely resets are, the first child that takes the parent's place is none; the others are."""
+    section = {"children": 3, "every": 1, "survival": survival, "margin": 1e30}
+    section["reset"] = {"probability": 1.0, "boosted": 1.0, "batch": 4}
+    learner = sparse_learner(options("sparsae", **section), steps=20)
+    rows = [row for row in events_of(learner, 10) if row["kind"] == "candidate"]
+    may_win = 0 if survival == "plus" else 1
+    assert [row["reset"] for row in rows[:4]] == [number > may_win for number in range(4)]
+    assert {row["candidate"] for row in rows if row["won"]} == {may_win}
+
+
+def test_how_often_children_win_is_counted_by_what_they_win_against():
+    learner = sparse_learner(options("sparsae", children=3, every=1, margin=0.5), steps=20)
+    events = events_of(learner, 15)
+    rows = [row for row in events if row["kind"] == "candidate"]
+    (told,) = [row for row in events if row["kind"] == "mask"][-1:]
+    groups = [rows[start : start + 4] for start in range(0, len(rows), 4)]
+    winners = [next(row for row in group if row["won"]) for group in groups]
+    below = sum(winner["ce"] < group[0]["ce"] for winner, group in zip(winners, groups, strict=True))
+    upsets = sum(winner["candidate"] != 1 for winner in winners)
+    assert 0 < upsets < 15
+    assert below > 0
+    assert (told["child_wins"], told["below_parent"], told["upsets"]) == (1.0, below / 15, upsets / 15)
+
+
+def test_swaps_anywhere_are_counted_in_all_not_rounded_layer_by_layer():
+    learner = sparse_learner(
+        options("sparsae", children=1, every=1, scope="global", mutation=0.004, grow="uniform"), steps=1000
+    )
+    active = learner.update.num_active
+    assert all(round(0.004 * count) == 0 for count in learner.update.masks.counts())
+    rows = [row for row in events_of(learner, 2) if row["kind"] == "candidate" and row["candidate"]]
+    assert [row["swaps"] for row in rows] == [round(0.004 * active)] * 2 != [0, 0]

@@ -12,6 +12,7 @@ from heterodox.update.sparse import topologies
 from heterodox.update.sparse.distribution import Distribution
 from heterodox.update.sparse.newborn import BurnIn, Initial
 from heterodox.update.sparse.rigl import RigL
+from heterodox.update.sparse.schedule import DecayingSchedule
 
 AroundConfig = Annotated[AdamW.Config | SGD.Config, Field(discriminator="name")]
 
@@ -47,6 +48,8 @@ class SparseOptions(config.Config):
         if not (isinstance(data, Mapping) and "lr" in data):
             return data
         around = _named(data.get("around", {}), "adamw")
+        if around.get("lr", data["lr"]) != data["lr"]:
+            raise ValueError(f"lr is {data['lr']}, but around.lr, which it is short for, is {around['lr']}; give one")
         return {key: value for key, value in data.items() if key != "lr"} | {"around": around | {"lr": data["lr"]}}
 
     @field_validator("around", "topology", mode="before")
@@ -65,11 +68,11 @@ class SparseOptions(config.Config):
                 "update sparse would mask the blocks, which credit head_only leaves as they are; "
                 "name other matrices in update.layers, or take another rule"
             )
-        every = getattr(self.topology, "every", None)
-        if every is not None and self.burn_in.steps >= every:
+        topology = self.topology
+        if isinstance(topology, DecayingSchedule) and self.burn_in.steps > topology.every:
             reasons.append(
-                f"update.burn_in.steps is {self.burn_in.steps}, expected below update.topology.every, {every}: new "
-                "connections must be through before the next ones come"
+                f"update.burn_in.steps is {self.burn_in.steps}, expected at most update.topology.every, "
+                f"{topology.every}: new connections must be through before the next ones come"
             )
         return reasons
 

@@ -7,25 +7,34 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from heterodox.update.sparse.masks import largest, smallest
-from heterodox.update.sparse.schedule import Decay, Schedule, decayed
+from heterodox.core.errors import RecipeError
+from heterodox.update.sparse.distribution import Distribution
+from heterodox.update.sparse.masks import Masks, largest, smallest
+from heterodox.update.sparse.schedule import DecayingSchedule
 from heterodox.update.sparse.topology import Change, Sight, Topology
 
 
-class ExchangeOptions(Schedule):
+class ExchangeOptions(DecayingSchedule):
     """How much of each layer is exchanged, and when."""
 
     fraction: float = Field(0.3, gt=0, le=1, description="of a layer's connections that are exchanged in an event")
-    decay: Decay = Field("cosine", description="of the fraction, over the time for changes")
 
 
 class Exchange(Topology):
     """Drops by magnitude, layer by layer; siblings differ in what they grow."""
 
-    def __init__(self, schedule: Schedule, *, fraction: float = 0.3, decay: Decay = "cosine") -> None:
-        self.schedule = schedule
-        self.fraction = fraction
-        self.decay: Decay = decay
+    def __init__(self, options: ExchangeOptions) -> None:
+        self.options = self.schedule = options
+
+    def start(self, masks: Masks, sparsity: float, distribution: Distribution) -> list[int]:
+        counts = super().start(masks, sparsity, distribution)
+        most = max(count for count, size in zip(counts, masks.sizes, strict=True) if count < size or not sparsity)
+        if sparsity and round(self.options.fraction * most) < 1:
+            raise RecipeError(
+                f"update.topology.fraction {self.options.fraction} of {most} connections of the largest sparse layer "
+                f"is less than one; make it at least {1 / most:.2g}"
+            )
+        return counts
 
     @abstractmethod
     def appeal(self, sight: Sight) -> Float[Tensor, " entries"]:
@@ -36,8 +45,7 @@ class Exchange(Topology):
         """Where a layer's new connections may come, given those that were there and those that stay."""
 
     def change(self, sight: Sight) -> Change | None:
-        assert self.schedule is not None
-        fraction = decayed(self.fraction, self.decay, self.schedule.progress(sight.step, sight.steps))
+        fraction = self.options.decayed(self.options.fraction, sight.step, sight.steps)
         sizes = sight.masks.sizes
         size, appeal = sight.weights.abs(), self.appeal(sight)
         flat = sight.masks.flat.clone()

@@ -44,7 +44,8 @@ class Magnitude(Topology):
         done = 1.0 if last else cubic(self.schedule.progress(sight.step, sight.steps))
         masks, size = sight.masks, sight.weights.abs()
         if self.scope == "global":
-            count = masks.size - round(done * (masks.size - sum(self.targets)))
+            wanted = masks.size - round(done * (masks.size - sum(self.targets)))
+            count = min(wanted, int(masks.flat.sum()))  # a run that is made longer does not bring back what went
             flat = torch.zeros_like(masks.flat)
             flat[largest(size, masks.flat, count)] = True
             return Change(flat)
@@ -52,5 +53,6 @@ class Magnitude(Topology):
         rows = zip(masks.sizes, self.targets, flat.split(masks.sizes), strict=True)
         active = zip(size.split(masks.sizes), masks.flat.split(masks.sizes), strict=True)
         for (numel, target, kept), (magnitudes, before) in zip(rows, active, strict=True):
-            kept[largest(magnitudes, before, numel - round(done * (numel - target)))] = True
+            count = min(numel - round(done * (numel - target)), int(before.sum()))
+            kept[largest(magnitudes, before, count)] = True
         return Change(flat)

@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from heterodox.core.errors import CheckpointError
 from heterodox.core.rng import Streams
+from heterodox.core.state import restore
 
 
 class Masks:
@@ -65,6 +67,14 @@ class Masks:
         """Active connections of each layer."""
         pieces = (self.flat if flat is None else flat).split(self.sizes)
         return torch.stack([piece.sum() for piece in pieces]).tolist()
+
+    def load(self, views: Mapping[str, Tensor], active: int) -> None:
+        """Take over the masks of a checkpoint. Raises `CheckpointError` where they do not have so many connections."""
+        restore(self.views, views, "mask of")
+        if (found := sum(self.counts())) != active:
+            raise CheckpointError(
+                f"the checkpoint's masks hold {found} connections, but it says {active}: it is damaged"
+            )
 
     def checksum(self) -> int:
         """A number that two masks share only if they are equal."""

@@ -25,7 +25,7 @@ class RigL(Exchange):
         name: Literal["rigl"] = "rigl"
 
         def build(self) -> "RigL":
-            return RigL(self, fraction=self.fraction, decay=self.decay)
+            return RigL(self)
 
     def appeal(self, sight: Sight) -> Float[Tensor, " entries"]:
         assert sight.signal is not None

@@ -46,9 +46,23 @@ class Schedule(config.Config):
         return []
 
 
-def decayed(value: float, decay: Decay, progress: float) -> float:
-    """`value`, after a share `progress` of the time in which it decays."""
-    return value * (cosine(progress) if decay == "cosine" else 1.0)
+class DecayingSchedule(Schedule):
+    """Events that change less and less; one in which nothing is left to change is none."""
+
+    decay: Decay = Field("cosine", description="of the share that an event changes, over the time for changes")
+
+    def num_events(self, steps: int) -> int:
+        return super().num_events(steps) - self._idle(self.last(steps), steps)
+
+    def due(self, step: int, steps: int) -> bool:
+        return super().due(step, steps) and not self._idle(step, steps)
+
+    def _idle(self, step: int, steps: int) -> bool:
+        return self.decay == "cosine" and super().due(step, steps) and self.progress(step, steps) == 1.0
+
+    def decayed(self, share: float, step: int, steps: int) -> float:
+        """What is left of a `share` at this step."""
+        return share * (cosine(self.progress(step, steps)) if self.decay == "cosine" else 1.0)
 
 
 def cosine(progress: float) -> float:

@@ -20,7 +20,7 @@ class SET(Exchange):
         name: Literal["set"] = "set"
 
         def build(self) -> "SET":
-            return SET(self, fraction=self.fraction, decay=self.decay)
+            return SET(self)
 
     def appeal(self, sight: Sight) -> Float[Tensor, " entries"]:
         return sight.random("grow")

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from heterodox.core.comm import Comm, Solo
-from heterodox.core.errors import CheckpointError
 from heterodox.core.extensions import ForgetfulUpdate, Window
 from heterodox.core.rng import Streams
 from heterodox.core.services import Connected, Services
@@ -76,7 +75,9 @@ class Sparse:
         self.run_steps: int | None = None
         self.step = self.num_events = 0
         self.search_seconds = 0.0
+        self.still = False
         self._signal: Tensor | None = None
+        self._clip: Tensor | float = 1.0
         self._selected = False
         self._begun: list[dict[str, Any]] = []
         self._report = UpdateReport()
@@ -119,12 +120,15 @@ class Sparse:
     @torch.no_grad()
     def select(self, grads: Mapping[str, Tensor]) -> None:
         names = [name for name in self._factors if name in grads]
-        self._signal = None
+        self._signal, self._clip = None, 1.0
         if self.topology.wants_signal and self._due(self.step + 1):
             self._signal = self.masks.join({name: grads[name] for name in names})
         if names:
             torch._foreach_mul_([grads[name] for name in names], [self._factors[name] for name in names])
         self._selected = True
+
+    def clipped(self, factor: Tensor) -> None:
+        self._clip = factor
 
     @torch.no_grad()
     def apply(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float = 1.0) -> None:
@@ -138,7 +142,7 @@ class Sparse:
         self.around.apply(parameters, grads, scale)
         self.nursery.after(young, before)
         self.step += 1
-        if self._due(self.step):
+        if self._due(self.step) and not self.still:
             self._event(parameters, scale)
         self._report.metrics = self._metrics()
 
@@ -159,7 +163,7 @@ class Sparse:
             weights=weights,
             signal=self._signal,
             draw=lambda grown, name: self._draw(grown, name).to(weights),
-            ahead=Ahead(self.make_around, self.around, parameters, masks, scale),
+            ahead=Ahead(self.make_around, self.around, parameters, masks, scale, self._clip),
             window=self.window,
             streams=self.streams,
         )
@@ -215,6 +219,10 @@ class Sparse:
         return {name: torch.tensor(value) for name, value in (values | self.topology.metrics()).items()}
 
     @property
+    def structured(self) -> Sequence[str]:
+        return self.masks.names
+
+    @property
     def num_masked(self) -> int:
         return self.masks.size - self.num_active
 
@@ -223,24 +231,15 @@ class Sparse:
         return self._signal is not None
 
     def state(self) -> Tree:
-        values: dict[str, Any] = {
-            "step": self.step,
-            "events": self.num_events,
-            "search_seconds": self.search_seconds,
-            "active": self.num_active,
-        }
+        values: Tree = {"step": self.step, "events": self.num_events, "active": self.num_active}
+        values["search_seconds"] = self.search_seconds
         tensors = {"masks": self.masks.views, "ever": self.masks.split(self.ever), "newborn": self.nursery.state()}
         return values | tensors | {"around": self.around.state(), "topology": self.topology.state()}
 
     def load_state(self, tree: Tree) -> None:
-        restore(self.masks.views, tree.get("masks", {}), "mask of")
+        self.masks.load(tree.get("masks", {}), tree["active"])
         restore(self.masks.split(self.ever), tree.get("ever", {}), "history of the mask of")
-        active = sum(self.masks.counts())
-        if active != tree["active"]:
-            raise CheckpointError(
-                f"the checkpoint's masks hold {active} connections, but it says {tree['active']}: it is damaged"
-            )
-        self._count(active, self._factors)
+        self._count(tree["active"], self._factors)
         self.step, self.num_events = tree["step"], tree["events"]
         self.search_seconds = tree["search_seconds"]
         self._begun = []

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from heterodox.core import config
-from heterodox.update.sparse.schedule import Decay, Schedule
+from heterodox.update.sparse.schedule import DecayingSchedule
 from heterodox.update.sparse.sparsae.bounds import BoundsOptions
 from heterodox.update.sparse.sparsae.proxy import ProxyOptions
 from heterodox.update.sparse.sparsae.reset import ResetOptions
@@ -15,7 +15,7 @@ Growth = Literal["uniform", "activity", "relative", "mixed"]
 Scope = Literal["layer", "global", "mixed"]
 
 
-class SparsaeOptions(Schedule):
+class SparsaeOptions(DecayingSchedule):
     """When, how many, how far, and how they are judged."""
 
     name: Literal["sparsae"] = "sparsae"
@@ -24,7 +24,6 @@ class SparsaeOptions(Schedule):
         "comma", description="whether the parent competes, (1 + λ), or gives way to a child in every event, (1, λ)"
     )
     mutation: float = Field(0.3, gt=0, le=1, description="share of the connections that a child swaps")
-    decay: Decay = Field("cosine", description="of that share, over the time for changes")
     scope: Scope = Field(
         "layer", description="where: the same share of every layer, anywhere within the bounds, or the two in turn"
     )

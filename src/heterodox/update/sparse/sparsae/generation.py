@@ -12,7 +12,6 @@ from torch import Tensor
 
 from heterodox.core.extensions import Window
 from heterodox.core.services import Batches
-from heterodox.update.sparse.schedule import decayed
 from heterodox.update.sparse.sparsae.bounds import Bounds
 from heterodox.update.sparse.sparsae.config import Selection, SparsaeOptions
 from heterodox.update.sparse.sparsae.proxy import layer_activities, unevenness
@@ -52,9 +51,10 @@ class Generation:
     ) -> None:
         self.options, self.sight, self.window, self.bounds = options, sight, window, bounds
         self.reset_probability = reset_probability
-        share = decayed(options.mutation, options.decay, options.progress(sight.step, sight.steps))
+        share = options.decayed(options.mutation, sight.step, sight.steps)
         layers = zip(sight.masks.counts(), sight.masks.sizes, strict=True)
         self.quotas = [min(round(share * active), size - active) for active, size in layers]
+        self.total = round(share * sum(sight.masks.counts()))
         self.batch = micro.next_batch()
         if options.signal == "training":
             assert sight.signal is not None
@@ -84,7 +84,7 @@ class Generation:
         """Draw a child, write its weights into the parent's, score them, and put the parent's back."""
         sight, options = self.sight, self.options
         generator = sight.generator("child", number)
-        reset = bool(torch.rand((), generator=generator) < self.reset_probability)
+        reset = bool(torch.rand((), generator=generator) < self.reset_probability) and number > self.favourite
         growth = _in_turn(options.grow, number - 1, GROWTHS)
         scope = _in_turn(options.scope, (number - 1) // len(GROWTHS), SCOPES)
         first = all(row["made"] != f"{growth}, {scope}" for row in self.rows)
@@ -117,11 +117,11 @@ class Generation:
         chosen = replace(self._pools, drop_first=drop_first, grow_first=grow_first)
         if scope == "layer":
             return swap_in_layers(masks, chosen, self.quotas, generator)
-        return swap(masks, bounds, chosen, min(sum(self.quotas), most(masks, bounds)), generator)
+        return swap(masks, bounds, chosen, min(self.total, most(masks, bounds)), generator)
 
     @property
-    def _favourite(self) -> int:
-        """The number of the first candidate that may win: the parent, or where it gives way the first child."""
+    def favourite(self) -> int:
+        """The number of the first candidate that may win: the parent, or the first child, which then is no reset."""
         return 0 if self.options.survival == "plus" else 1
 
     @cached_property
@@ -133,16 +133,16 @@ class Generation:
         if kind == "uniform":
             return None
         if (kind, scope, first) not in self._known:
-            masks, counts = self.sight.masks, self.quotas
+            masks, counts, total = self.sight.masks, self.quotas, self.total
             if kind == "magnitude":
                 appeal, among = -relative_size(self.sight.weights, masks), masks.flat
             else:
                 appeal = self.signal.abs() if kind == "activity" else relative_signal(self.signal, masks)
                 among, pool = ~masks.flat, 1.0 if first else self.options.pool
-                counts = [math.ceil(pool * quota) for quota in counts]
+                counts, total = [math.ceil(pool * quota) for quota in counts], math.ceil(pool * total)
                 if scope == "layer" and self.options.drop == "magnitude":
                     among[self._favoured("magnitude", scope, True)] = True  # what goes may come back at once
-            chosen = favoured(appeal, among, masks, counts if scope == "layer" else sum(counts))
+            chosen = favoured(appeal, among, masks, counts if scope == "layer" else total)
             self._known[kind, scope, first] = chosen
         return self._known[kind, scope, first]
 
@@ -157,7 +157,7 @@ class Generation:
             "activity": sum(layers) / len(layers),
         }
         row["finite"] = all(math.isfinite(row[part]) for part in ("ce", "diversity", "activity"))
-        row["lead"] = lead(self.losses[self._favourite], losses) if len(self.losses) > self._favourite else None
+        row["lead"] = lead(self.losses[self.favourite], losses) if len(self.losses) > self.favourite else None
         self.rows.append(row)
         self.losses.append(losses)
         self.masks.append(flat)
@@ -166,7 +166,7 @@ class Generation:
 
     def choose(self, selection: Selection) -> int:
         """The number of the winner; the parent where no candidate that may win is finite."""
-        rivals = self.rows[self._favourite :]
+        rivals = self.rows[self.favourite :]
         finite = [row for row in rivals if row["finite"]] or self.rows[:1]
         if selection == "random":
             winner = finite[int(torch.randint(len(finite), (), generator=self.sight.generator("winner")))]

@@ -38,6 +38,8 @@ from heterodox.update.sparse.sparsae.reset import Resets
 from heterodox.update.sparse.topology import Change, Sight, Topology
 
 SPLIT: LearnableSplit = "meta"
+COUNTED = ("child_wins", "below_parent", "upsets")
+"""Events that a child won; whose winner's loss lay below the parent's; that the first that may win did not win."""
 
 
 class Sparsae(Topology):
@@ -52,7 +54,8 @@ class Sparsae(Topology):
         self.schedule = options
         self.wants_signal = options.signal == "training" and options.children > 0
         self.proxy, self.resets = Proxy(options.proxy), Resets(options.reset)
-        self.events = self.wins = 0
+        self.events = 0
+        self.counts = dict.fromkeys(COUNTED, 0)
         self.bounds: Bounds | None = None
         self._micro: Prefetch | None = None
         self._held_out: Batch | None = None
@@ -66,22 +69,30 @@ class Sparsae(Topology):
         for key, size in (("micro_batch", options.micro_batch), ("reset.batch", options.reset.batch)):
             if size % ranks:
                 raise RecipeError(f"update.topology.{key} {size} cannot be divided among {ranks} ranks")
-        micro = services.supply(SPLIT, options.micro_batch, "sparsae candidates")
+        apart = "sparsae stagnation"
+        self._held_out = services.supply(SPLIT, options.reset.batch, apart).next_batch()
+        ids = services.supply(SPLIT, options.reset.batch, apart, whole=True).next_batch().ids
+        micro = services.supply(SPLIT, options.micro_batch, "sparsae candidates", without=ids)
+        if options.micro_batch > micro.examples_per_epoch:
+            raise RecipeError(
+                f"update.topology.micro_batch is {options.micro_batch}, but the {SPLIT} split has "
+                f"{micro.examples_per_epoch} windows beside the {options.reset.batch} of update.topology.reset.batch"
+            )
         self._micro = Prefetch(micro, masks.flat.device)
-        self._held_out = services.supply(SPLIT, options.reset.batch, "sparsae stagnation").next_batch()
 
     def start(self, masks: Masks, sparsity: float, distribution: Distribution) -> list[int]:
         if sparsity == 0:  # dense: there is nothing to swap
             return list(masks.sizes)
         bounds = self.bounds = Bounds(self.options.bounds, masks.sizes, sparsity)
         counts = distribute(masks.shapes, sparsity, distribution, bounds.lower, bounds.upper)
-        options, most = self.options, max(counts) if self.options.scope == "layer" else sum(counts)
-        if options.children and round(options.mutation * most) < 1:
-            where = "of the largest layer" if options.scope == "layer" else "in all"
-            raise RecipeError(
-                f"update.topology.mutation {options.mutation} of {most} connections {where} is less than one swap; "
-                f"make it at least {1 / most:.2g}"
-            )
+        options = self.options
+        if options.children:
+            if options.scope == "global":
+                _require_one("mutation", options.mutation, sum(counts), "in all")
+            else:
+                _require_one("mutation", options.mutation, max(counts), "of the largest layer")
+            if options.reset.probability or options.reset.boosted:
+                _require_one("reset.fraction", options.reset.fraction, sum(counts), "in all")
         return counts
 
     @property
@@ -108,7 +119,8 @@ class Sparsae(Topology):
         proxy.score(generation.rows, done := self.events / max(self.options.num_events(sight.steps), 1))
         winner = generation.choose(self.options.selection)
         self.events += 1
-        self.wins += winner > 0
+        rows = generation.rows
+        self._count(winner > 0, rows[winner]["ce"] < rows[0]["ce"], winner != generation.favourite)
         proxy.follow(generation.rows[winner])
         resets.event_over()
         loss = float(window.losses(held_out, {}).mean())
@@ -116,7 +128,7 @@ class Sparsae(Topology):
         widened = bounds.note(activity := generation.activities[winner])
         micro.fetch()
         told = {
-            "winner": winner, "child_wins": self.wins / self.events, "weights": proxy.weights(done),
+            "winner": winner, **self.metrics(), "weights": proxy.weights(done),
             "means": dict(proxy.mean), "deviations": {part: math.sqrt(v) for part, v in proxy.variance.items()},
             "stagnation_loss": loss, "stagnates": stagnates, "reset_probability": resets.probability,
             "widened": [sight.masks.names[layer] for layer in widened], "lower": list(bounds.lower),
@@ -126,16 +138,28 @@ class Sparsae(Topology):
         return Change(generation.masks[winner], generation.values[winner], loggable(told), events)
 
     def metrics(self) -> dict[str, float]:
-        return {"child_wins": self.wins / self.events} if self.events else {}
+        return {name: count / self.events for name, count in self.counts.items()} if self.events else {}
+
+    def _count(self, *happened: bool) -> None:
+        self.counts = {name: self.counts[name] + did for name, did in zip(COUNTED, happened, strict=True)}
 
     def state(self) -> Tree:
         parts = {"proxy": self.proxy, "resets": self.resets, "bounds": self.bounds, "micro": self._micro}
         kept = {name: part.state() for name, part in parts.items() if part is not None}
-        return kept | {"events": self.events, "wins": self.wins}
+        return kept | {"events": self.events, "counts": self.counts}
 
     def load_state(self, tree: Tree) -> None:
         parts = {"proxy": self.proxy, "resets": self.resets, "bounds": self.bounds, "micro": self._micro}
         for name, part in parts.items():
             if part is not None:
                 part.load_state(tree[name])
-        self.events, self.wins = tree["events"], tree["wins"]
+        self.events, self.counts = tree["events"], dict(tree["counts"])
+
+
+def _require_one(key: str, share: float, count: int, where: str) -> None:
+    """Raise `RecipeError` where a share of so many connections is less than one."""
+    if round(share * count) < 1:
+        raise RecipeError(
+            f"update.topology.{key} {share} of {count} connections {where} is less than one swap; "
+            f"make it at least {1 / count:.2g}"
+        )
