@@ -158,8 +158,8 @@ class EvolvingObjective(Objective, Protocol):
         """What its `losses` consume for a batch, beyond the model's own logits."""
         ...
 
-    def mean_cost(self, batch: Batch) -> Cost:
-        """The same, on average over the steps of the run; works on fake tensors."""
+    def step_cost(self, batch: Batch, step: int) -> Cost:
+        """The same of step number `step`, counted from 0; works on fake tensors."""
         ...
 
     def advance(self) -> dict[str, Tensor]:

@@ -40,14 +40,14 @@ def foretell(
         "activations": held,
     }
     beside = rated.cost(rating, drawn)
-    if isinstance(objective, EvolvingObjective):
-        beside += objective.mean_cost(batch)
     event = _event(model, credit, update, batch)
 
     def later(step: int) -> Cost:
         of_signal = signal.cost
         if isinstance(credit, Uneven):
             of_signal = replace(of_signal, flops=credit.step_flops(model, batch, step))
+        if isinstance(objective, EvolvingObjective):
+            of_signal += objective.step_cost(batch, step)
         searches = isinstance(update, StructuralUpdate) and update.changes(step)
         return of_signal + beside + (event if searches else Cost())
 

@@ -76,7 +76,6 @@ class SelfDistillation:
 
     def connect(self, services: Services) -> None:
         assert services.steps is not None, "the annealing needs to know how many steps there are"
-        self.run_steps = services.steps
         self.anneal_steps = max(1, round(self.anneal * services.steps))
         self.model = services.model
         # Tensors are handed to the copy, as fake ones (of a plan) cannot be copied by it; buffers are constants.
@@ -88,9 +87,12 @@ class SelfDistillation:
     @property
     def alpha(self) -> float:
         """The weight of the divergence in the coming step."""
-        if self.step < self.warmup_steps:
+        return self._alpha_of(self.step)
+
+    def _alpha_of(self, step: int) -> float:
+        if step < self.warmup_steps:
             return 0.0
-        done = min(1.0, (self.step - self.warmup_steps) / self.anneal_steps)
+        done = min(1.0, (step - self.warmup_steps) / self.anneal_steps)
         return self.end + 0.5 * (self.start - self.end) * (1 + math.cos(math.pi * done))
 
     def losses(self, logits: Float[Tensor, "batch time vocab"], batch: Batch) -> Float[Tensor, " batch"]:
@@ -109,13 +111,11 @@ class SelfDistillation:
         return self._asked[1]
 
     def cost(self, batch: Batch) -> Cost:
-        return self._asking(batch) if self.alpha else Cost()
+        return self.step_cost(batch, self.step)
 
-    def mean_cost(self, batch: Batch) -> Cost:
-        asked = max(0, self.run_steps - self.warmup_steps)
-        return Cost(flops=round(self._asking(batch).flops * asked / self.run_steps))
-
-    def _asking(self, batch: Batch) -> Cost:
+    def step_cost(self, batch: Batch, step: int) -> Cost:
+        if not self._alpha_of(step):
+            return Cost()
         return Cost(flops=self.teacher.forward_flops(*batch.inputs.shape).total)
 
     def begin(self) -> None:

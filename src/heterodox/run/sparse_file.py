@@ -2,12 +2,13 @@
 
 A safetensors file. For each masked matrix `name` there are `name.bits` (row by row, eight places a byte, the first in
 the highest bit) and `name.values` (those of the connections, row by row); for each MLP that has lost hidden units,
-`mlp.units`, a bit for each unit, and its matrices are narrower by those. All else is as in a dense file. The metadata
+`mlp.units`, a bit for each unit, and its matrices, masked or not, are narrower by those. All else is as in a dense file. The metadata
 hold the recipe, the tokenizer and the step.
 """
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,12 @@ def write_sparse(run: TrainedRun, path: Path) -> None:
     model, masks = copy.deepcopy(run.model).cpu(), {name: mask.cpu().clone() for name, mask in masks.items()}
     alive = remove_dead_units(model, masks)
     tensors: dict[str, Tensor] = {}
-    for name, weight in model.state_dict().items():
+    for name, whole in model.state_dict().items():
+        weight = _narrow(name, whole, alive)
         if name not in masks:
             tensors[name] = weight.contiguous()
             continue
-        mask, weight = _narrow(name, masks[name], alive), _narrow(name, weight, alive)
+        mask = _narrow(name, masks[name], alive)
         tensors[f"{name}.bits"], tensors[f"{name}.values"] = _pack(mask), weight[mask]
     tensors |= {f"{name}.units": _pack(units) for name, units in alive.items() if not bool(units.all())}
     facts = {
@@ -74,7 +76,7 @@ def write_sparse(run: TrainedRun, path: Path) -> None:
 def read_sparse(path: Path, device: str = "cpu") -> SparseModel:
     """The model in a sparse file, its matrices as wide as the recipe has them.
 
-    Raises `CheckpointError` if it is no such file.
+    Raises `CheckpointError` if it is no such file, or a damaged one.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -84,6 +86,13 @@ def read_sparse(path: Path, device: str = "cpu") -> SparseModel:
         raise CheckpointError(f"cannot read {path}: {error}") from None
     if facts.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no sparse model: its format is {facts.get('format')!r}, expected {FORMAT!r}")
+    try:
+        return _assemble(facts, tensors, device)
+    except (KeyError, ValueError, RuntimeError, IndexError) as error:
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}, {error}") from None
+
+
+def _assemble(facts: Mapping[str, str], tensors: Mapping[str, Tensor], device: str) -> SparseModel:
     recipe, tokenizer = check(json.loads(facts["recipe"])), parse(facts["tokenizer"])
     model = build_model(recipe, tokenizer.vocab_size, choose_device(device))
     state = dict(model.state_dict())
@@ -92,10 +101,11 @@ def read_sparse(path: Path, device: str = "cpu") -> SparseModel:
         for name, bits in tensors.items()
         if name.endswith(".units")
     }
-    weights, masks = {name: tensor for name, tensor in tensors.items() if name in state}, {}
+    weights = {name: _widen(name, tensor, alive, state[name]) for name, tensor in tensors.items() if name in state}
+    masks: dict[str, Tensor] = {}
     for name in state.keys() - weights.keys():
         if f"{name}.bits" in tensors:
-            weights[name], masks[name] = _widen(name, tensors, alive, state[name])
+            weights[name], masks[name] = _unfold(name, tensors, alive, state[name])
     restore(state, weights, "weight")
     return SparseModel(recipe, tokenizer, model.eval(), masks, alive, int(facts["step"]))
 
@@ -118,15 +128,25 @@ def _summary(model: LanguageModel, masks: dict[str, Tensor], alive: dict[str, Te
 
 
 def _narrow(name: str, tensor: Tensor, alive: dict[str, Tensor]) -> Tensor:
-    """The matrix without the rows or columns of dead units."""
-    mlp, _, layer = name.removesuffix(".weight").rpartition(".")
-    if mlp not in alive or layer not in ("fc", "proj"):
+    """The matrix or bias without the rows or columns of dead units."""
+    mlp, _, layer = name.rpartition(".")[0].rpartition(".")
+    if mlp not in alive or layer not in ("fc", "proj") or name.endswith("proj.bias"):
         return tensor
     return tensor[alive[mlp]] if layer == "fc" else tensor[:, alive[mlp]]
 
 
-def _widen(
-    name: str, tensors: dict[str, Tensor], alive: dict[str, Tensor], like: Tensor
+def _widen(name: str, tensor: Tensor, alive: dict[str, Tensor], like: Tensor) -> Tensor:
+    """The whole matrix or bias, zero where dead units were."""
+    if tensor.shape == like.shape:
+        return tensor
+    places = _narrow(name, torch.arange(like.numel()).view(like.shape), alive)
+    whole = torch.zeros(like.numel(), dtype=tensor.dtype)
+    whole[places] = tensor
+    return whole.view(like.shape)
+
+
+def _unfold(
+    name: str, tensors: Mapping[str, Tensor], alive: dict[str, Tensor], like: Tensor
 ) -> tuple[Tensor, Bool[Tensor, "rows columns"]]:
     """The whole matrix and its mask, zero where dead units were."""
     places = torch.arange(like.numel()).view(like.shape)
