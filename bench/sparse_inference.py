@@ -41,12 +41,17 @@ def main() -> None:
     whole = statistics.median(a / b for a, b in zip(chosen, dense, strict=True))
     print(f"model, {options.rows} token(s): dense {1e6 * statistics.median(dense):.0f} µs, ", end="")
     print(f"chosen {1e6 * statistics.median(chosen):.0f} µs, ratio {whole:.2f}")
-    places, connections = sum(m.numel() for m in masks.values()), sum(int(m.sum()) for m in masks.values())
     dense_bytes = sum(t.nbytes for t in model.state_dict().values())
-    small = dense_bytes - 4 * places + 4 * connections + places // 8
-    print(
-        f"weights: dense {dense_bytes / 1e6:.2f} MB, bits and values {small / 1e6:.2f} MB ({small / dense_bytes:.2f})"
-    )
+    small, what = promised(masks, dense_bytes), "bits and values, by count,"
+    if options.file is not None:
+        small, what = options.file.stat().st_size, "the file"
+    print(f"weights: dense {dense_bytes / 1e6:.2f} MB, {what} {small / 1e6:.2f} MB ({small / dense_bytes:.2f})")
+
+
+def promised(masks: dict[str, torch.Tensor], dense_bytes: int) -> int:
+    """A bit for every place and four bytes for every connection, and what is not masked."""
+    places, connections = sum(m.numel() for m in masks.values()), sum(int(m.sum()) for m in masks.values())
+    return dense_bytes - 4 * places + 4 * connections + places // 8
 
 
 def drawn(options: argparse.Namespace) -> tuple[LanguageModel, dict[str, torch.Tensor], dict[str, torch.Tensor]]:

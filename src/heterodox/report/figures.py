@@ -29,6 +29,7 @@ ROW = 15
 USES = {
     "rater/auc": ("aucs",), "rater/scores": ("scores",), "masks/decisions": ("decisions", "zero"),
     "masks/explored": ("courses",), "masks/overlap": ("courses",), "masks/density": ("courses",),
+    "masks/dead": ("courses",),
 }  # fmt: skip
 """Data sets of charts that have another name than their kind."""
 FONT = "Helvetica, Arial, Liberation Sans, sans-serif"

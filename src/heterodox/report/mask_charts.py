@@ -11,6 +11,7 @@ COURSES = {
     "explored": "connections that have ever been active, share of all",
     "overlap": "connections that an event left, share",
     "density": "density of the masked matrices",
+    "dead": "units without incoming, or outgoing, connections, of all matrices",
 }
 
 

@@ -11,7 +11,8 @@ from heterodox.report.study import Study
 
 Rows = list[dict[str, Any]]
 STEPS = 120
-COURSES = ("explored", "overlap", "density")
+COURSES = ("explored", "overlap", "density", "dead")
+COUNTED = ("child_wins", "below_parent", "upsets")
 
 
 def masks(study: Study) -> dict[str, dict[str, Any]]:
@@ -48,7 +49,7 @@ def _densities(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _course(run: Run, row: dict[str, Any]) -> dict[str, Any]:
     density = row["active"] / row["size"] if row.get("size") else None
-    told = {"explored": row.get("explored"), "overlap": row.get("overlap"), "density": density}
+    told = {"explored": row.get("explored"), "overlap": row.get("overlap"), "density": density, "dead": _dead(row)}
     return {"recipe": run.recipe, "seed": run.seed, "step": row["step"]} | told
 
 
@@ -68,7 +69,6 @@ def _decisions(run: Run) -> Rows:
 def _line(recipe: str, runs: Sequence[Run]) -> dict[str, Any]:
     last = [run.masks[-1] for run in runs]
     changes = [row for run in runs for row in run.masks[1:]]
-    dead = [sum(layer["dead_outputs"] + layer["dead_inputs"] for layer in row["layers"].values()) for row in last]
     shares = [
         run.summary["search_seconds"] / run.summary["seconds"]
         for run in runs
@@ -81,13 +81,18 @@ def _line(recipe: str, runs: Sequence[Run]) -> dict[str, Any]:
         "density": _mean([row["active"] / row["size"] for row in last]),
         "explored": _mean([row["explored"] for row in last]),
         "overlap": _mean([row["overlap"] for row in changes]),
-        "dead": _mean(dead),
+        "dead": _mean([_dead(row) for row in last]),
         "events": _mean([len(run.masks) - 1 for run in runs]),
-        "child_wins": _mean([row["child_wins"] for row in last if is_finite(row.get("child_wins"))]),
+        **{name: _mean([row.get(name) for row in last]) for name in COUNTED},
         "gain": _mean([row["change"] for row in decisions if row["won"]]),
         "search": _mean(shares),
         "sparse_flops": _mean([run.summary["sparse_flops"] for run in runs if run.summary.get("sparse_flops")]),
     }
+
+
+def _dead(row: dict[str, Any]) -> int:
+    """Units of all matrices without any incoming, or any outgoing connection."""
+    return sum(layer["dead_outputs"] + layer["dead_inputs"] for layer in (row.get("layers") or {}).values())
 
 
 def _mean(values: Sequence[Number | None]) -> float | None:

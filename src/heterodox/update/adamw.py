@@ -73,7 +73,7 @@ class AdamW:
         names = [name for name, _ in services.model.named_parameters()]
         for pattern in self.spared:
             if not any(fnmatch(name, pattern) for name in names):
-                raise RecipeError(f"update.spared: {pattern!r} matches no parameter; there is, for one, {names[0]}")
+                raise RecipeError(f"spared: {pattern!r} matches no parameter; there is, for one, {names[0]}")
 
     @torch.no_grad()
     def apply(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor], scale: float = 1.0) -> None:

@@ -37,7 +37,7 @@ def sparse_study(folder, tmp_path):
     run |= {"search_seconds": 0.04 * run["seconds"], "sparse_flops": 1_500_000_000}
     (copy / "results.json").write_text(json.dumps(results))
     rows = [mask_row(1, 0), mask_row(100, 1, child_wins=1.0), mask_row(100, 1, child_wins=1.0), mask_row(200, 2)]
-    rows[-1]["child_wins"] = 0.5
+    rows[-1] |= {"child_wins": 0.5, "below_parent": 0.25, "upsets": 0.125}
     rows += [candidate(100, 0, 2.0, False), candidate(100, 1, 1.9, True), candidate(100, 2, None, False)]
     rows += [candidate(200, 0, 1.8, True), candidate(200, 1, 1.85, False), candidate(200, 2, 2.8, False)]
     with (copy / run["run"] / "metrics.jsonl").open("a") as file:
@@ -54,6 +54,7 @@ def test_densities_courses_and_decisions(sparse_study):
     courses = mask_courses(study)
     assert [row["explored"] for row in courses["courses"]] == pytest.approx([0.25, 0.35, 0.45])
     assert [row["density"] for row in courses["courses"]] == pytest.approx([0.25, 0.26, 0.27])
+    assert [row["dead"] for row in courses["courses"]] == [1, 1, 1]
     told = [(row["step"], round(row["change"], 6), row["won"], row["what"]) for row in courses["decisions"]]
     assert told == [(100, -0.1, True, "swap"), (200, 0.05, False, "swap"), (200, 1.0, False, "reset")]
 
@@ -61,6 +62,7 @@ def test_densities_courses_and_decisions(sparse_study):
 def test_the_table_has_means_of_what_is_known(sparse_study):
     (line,) = mask_table(read_study([sparse_study]))
     assert (line["connections"], line["dead"], line["events"], line["child_wins"]) == (54, 1, 2, 0.5)
+    assert (line["below_parent"], line["upsets"]) == (0.25, 0.125)
     assert line["gain"] == pytest.approx(-0.1)
     assert line["search"] == pytest.approx(0.04)
     assert line["overlap"] == pytest.approx(0.85)
