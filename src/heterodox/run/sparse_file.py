@@ -2,8 +2,8 @@
 
 A safetensors file. For each masked matrix `name` there are `name.bits` (row by row, eight places a byte, the first in
 the highest bit) and `name.values` (those of the connections, row by row); for each MLP that has lost hidden units,
-`mlp.units`, a bit for each unit, and its matrices, masked or not, are narrower by those. All else is as in a dense file. The metadata
-hold the recipe, the tokenizer and the step.
+`mlp.units`, a bit for each unit, and its matrices, masked or not, are narrower by those. All else is as in a dense
+file. The metadata hold the recipe, the tokenizer and the step.
 """
 
 import copy

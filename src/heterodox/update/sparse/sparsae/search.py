@@ -9,8 +9,8 @@ activity (`proxy.py`); one that is not finite loses. Now and then a child is a r
 the run stagnates.
 
 As the source has it (`judge: at_once`, `signal: micro_batch`, `drop: uniform`, `grow: uniform`, `scope: global`,
-`survival: plus`, `margin: 0`, a constant share, `new_weights: he`), a child is scored before its new connections have learnt
-anything, and the parent wins nearly always. By default a candidate is judged after a step that all of them take, the
+`survival: plus`, `margin: 0`, a constant share, `new_weights: he`), a child is scored before its new connections have
+learnt anything, and the parent wins nearly always. By default a candidate is judged after a step that all of them take, the
 parent too: along the signal of the training step, `reach` times as long as the inner update's own (`judge:
 look_ahead`). A short step shows what new connections can do for the loss. In a long one those that grow where the
 signal is largest overshoot together, and lose; but that passes, and what they can do stays. And the parent gives way to
