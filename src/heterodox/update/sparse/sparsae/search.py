@@ -10,15 +10,15 @@ the run stagnates.
 
 As the source has it (`judge: at_once`, `signal: micro_batch`, `drop: uniform`, `grow: uniform`, `scope: global`,
 `survival: plus`, `margin: 0`, a constant share, `new_weights: he`), a child is scored before its new connections have
-learnt anything, and the parent wins nearly always. By default a candidate is judged after a step that all of them take, the
-parent too: along the signal of the training step, `reach` times as long as the inner update's own (`judge:
+learnt anything, and the parent wins nearly always. By default a candidate is judged after a step that all of them take,
+the parent too: along the signal of the training step, `reach` times as long as the inner update's own (`judge:
 look_ahead`). A short step shows what new connections can do for the loss. In a long one those that grow where the
 signal is largest overshoot together, and lose; but that passes, and what they can do stays. And the parent gives way to
 the best child (`survival: comma`), since no candidate can show within a step what it is worth to have moved at all; the
 best is the first, which grows where the signal is largest, unless another leads it by more than chance (`margin`). A
 child costs one forward pass; no backward pass is made for the search. The signal is the credit rule's, so that under
-another rule than backpropagation no gradient is smuggled in. `selection: random` is the control: the same children,
-the same costs, and a random winner.
+another rule than backpropagation no gradient is smuggled in. `selection: random` is the control: the same children, the
+same costs, and a random winner.
 """
 
 import math
