@@ -73,6 +73,7 @@ class SelfDistillation:
         self._cross_entropy = CrossEntropy()
         self._asked: tuple[Batch, Tensor] | None = None
         self._divergence: Tensor | None = None
+        self._flops: dict[tuple[int, ...], int] = {}
 
     def connect(self, services: Services) -> None:
         assert services.steps is not None, "the annealing needs to know how many steps there are"
@@ -116,7 +117,10 @@ class SelfDistillation:
     def step_cost(self, batch: Batch, step: int) -> Cost:
         if not self._alpha_of(step):
             return Cost()
-        return Cost(flops=self.teacher.forward_flops(*batch.inputs.shape).total)
+        shape = batch.inputs.shape
+        if shape not in self._flops:
+            self._flops[shape] = self.teacher.forward_flops(*shape).total
+        return Cost(flops=self._flops[shape])
 
     def begin(self) -> None:
         for name, parameter in self.model.named_parameters():

@@ -21,7 +21,7 @@ from heterodox.recipe import Recipe
 from heterodox.run.config import Budget
 from heterodox.run.session import build_learner, build_model
 
-HORIZON = 10_000
+HORIZON = 100_000
 """So many steps are looked at one by one, for a rule's may differ in cost; later ones cost what these do on average."""
 
 
