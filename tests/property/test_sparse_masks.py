@@ -180,6 +180,16 @@ def test_a_run_keeps_every_invariant(topology, case):
     except RecipeError:  # a distribution that its bounds forbid
         return
     update, total = learner.update, learner.update.num_active
+    inner, moved = update.around.apply, []
+
+    def apply(parameters, grads, scale=1.0):
+        """The inner update, which must not see a signal where nothing is, and sees one elsewhere."""
+        for name, gone in masked_entries(learner).items():
+            assert not grads[name][gone].any(), name
+            moved.append(bool(grads[name].any()))
+        inner(parameters, grads, scale)
+
+    update.around.apply = apply
     for step in range(1, 10):
         learner.step(tiny_batch(seed=step))
         assert sum(update.masks.counts()) == update.num_active
@@ -193,6 +203,7 @@ def test_a_run_keeps_every_invariant(topology, case):
         if topology == "sparsae":
             bounds, counts = update.topology.bounds, update.masks.counts()
             assert all(low <= have <= high for low, have, high in zip(bounds.lower, counts, bounds.upper, strict=True))
+    assert any(moved)
     if topology == "magnitude":
         size = update.masks.size
         assert update.num_active == num_active(case["sparsity"], size) < total
