@@ -25,7 +25,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "model": {"equilibrium": EQUILIBRIUM},
 }
 """What parts need at this size besides their names."""
-RUN = {"budget": {"steps": 2}, "batch_size": 4, "eval_batches": 1}
+RUN = {"budget": {"steps": 3}, "batch_size": 4, "eval_batches": 1}
+"""Of which two are run: a mask that changes less and less does not change in the last."""
 
 
 TOPOLOGIES = {variant["topology"]["name"]: name for name, variant in reversed(UPDATE_VARIANTS.items())}
