@@ -25,7 +25,7 @@ def test_a_page_shows_its_figure_and_how_to_draw_it(page: Path):
         assert re.search(rf"heterodox report \S+/{study} --figures docs/figures/{study}`", text)
 
 
-@pytest.mark.parametrize("study", ["shakespeare", "equilibrium", "meta_critic", "data_rater"])
+@pytest.mark.parametrize("study", ["shakespeare", "equilibrium", "meta_critic", "data_rater", "sparse", "sparse_90"])
 def test_the_figures_are_those_of_the_results(study: str, tmp_path: Path):
     drawn = {path.name: path.read_text() for path in write_figures([ROOT / "results" / study], tmp_path)}
     kept = {path.name: path.read_text() for path in (ROOT / "docs" / "figures" / study).iterdir()}
