@@ -149,12 +149,10 @@ def _unfold(
     name: str, tensors: Mapping[str, Tensor], alive: dict[str, Tensor], like: Tensor
 ) -> tuple[Tensor, Bool[Tensor, "rows columns"]]:
     """The whole matrix and its mask, zero where dead units were."""
-    places = torch.arange(like.numel()).view(like.shape)
-    inside = _narrow(name, places, alive)
-    kept = inside[_unpack(tensors[f"{name}.bits"], inside.shape)]
-    values, mask = torch.zeros(like.numel(), dtype=like.dtype), torch.zeros(like.numel(), dtype=torch.bool)
-    values[kept], mask[kept] = tensors[f"{name}.values"], True
-    return values.view(like.shape), mask.view(like.shape)
+    mask = _unpack(tensors[f"{name}.bits"], _narrow(name, torch.empty(like.shape), alive).shape)
+    weight = torch.zeros(mask.shape, dtype=like.dtype)
+    weight[mask] = tensors[f"{name}.values"]
+    return _widen(name, weight, alive, like), _widen(name, mask, alive, like)
 
 
 def _pack(bits: Bool[Tensor, "*shape"]) -> UInt8[Tensor, " bytes"]:

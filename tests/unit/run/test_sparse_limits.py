@@ -89,6 +89,14 @@ def test_events_in_every_step_are_planned(name, tmp_path):
     assert plan(recipe)["flops"] == train(recipe, tmp_path / "run").summary["flops"]
 
 
+@pytest.mark.parametrize("name", ["set", "rigl", "sparsae"])
+def test_a_sparsity_that_rounds_to_none_is_dense(name, tmp_path):
+    topology = {"name": name, "every": 2} | ({"micro_batch": 8, "reset": {"batch": 8}} if name == "sparsae" else {})
+    topology |= {"bounds": {"min_sparsity": 0.0}} if name == "sparsae" else {}
+    summary = train(recipe_of(topology, update={"sparsity": 1e-6}), tmp_path / "run").summary
+    assert summary["parameters"] == summary["active_parameters"]
+
+
 @pytest.mark.parametrize("weights", [{"end": 0.0}, {"start": 0.0}, {}])
 def test_a_teacher_is_planned_for_the_steps_that_ask_it(weights, tmp_path):
     objective = {"name": "self_distillation", "warmup_steps": 2, "anneal": 0.4} | weights

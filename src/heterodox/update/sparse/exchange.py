@@ -28,8 +28,8 @@ class Exchange(Topology):
 
     def start(self, masks: Masks, sparsity: float, distribution: Distribution) -> list[int]:
         counts = super().start(masks, sparsity, distribution)
-        most = max(count for count, size in zip(counts, masks.sizes, strict=True) if count < size or not sparsity)
-        if sparsity and round(self.options.fraction * most) < 1:
+        sparse = [count for count, size in zip(counts, masks.sizes, strict=True) if count < size]
+        if sparse and round(self.options.fraction * (most := max(sparse))) < 1:
             raise RecipeError(
                 f"update.topology.fraction {self.options.fraction} of {most} connections of the largest sparse layer "
                 f"is less than one; make it at least {1 / most:.2g}"
