@@ -7,11 +7,10 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from heterodox.core.errors import RecipeError
 from heterodox.update.sparse.distribution import Distribution
 from heterodox.update.sparse.masks import Masks, largest, smallest
 from heterodox.update.sparse.schedule import DecayingSchedule
-from heterodox.update.sparse.topology import Change, Sight, Topology
+from heterodox.update.sparse.topology import Change, Sight, Topology, require_one
 
 
 class ExchangeOptions(DecayingSchedule):
@@ -29,11 +28,8 @@ class Exchange(Topology):
     def start(self, masks: Masks, sparsity: float, distribution: Distribution) -> list[int]:
         counts = super().start(masks, sparsity, distribution)
         sparse = [count for count, size in zip(counts, masks.sizes, strict=True) if count < size]
-        if sparse and round(self.options.fraction * (most := max(sparse))) < 1:
-            raise RecipeError(
-                f"update.topology.fraction {self.options.fraction} of {most} connections of the largest sparse layer "
-                f"is less than one; make it at least {1 / most:.2g}"
-            )
+        if sparse:
+            require_one("fraction", self.options.fraction, max(sparse), "of the largest sparse layer")
         return counts
 
     @abstractmethod

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from heterodox.core.errors import RecipeError
 from heterodox.core.extensions import Window
 from heterodox.core.protocols import Stateless
 from heterodox.core.rng import Streams
@@ -96,3 +97,12 @@ def swapped(flat: Bool[Tensor, " entries"], dropped: Int[Tensor, " n"], grown: I
     new[dropped] = False
     new[grown] = True
     return new
+
+
+def require_one(key: str, share: float, count: int, where: str) -> None:
+    """Raise `RecipeError` where a share of so many connections is less than one."""
+    if round(share * count) < 1:
+        raise RecipeError(
+            f"update.topology.{key} {share} of {count} connections {where} is less than one swap; "
+            f"make it at least {1 / count:.2g}"
+        )

@@ -35,7 +35,7 @@ from heterodox.update.sparse.sparsae.generation import Generation, loggable
 from heterodox.update.sparse.sparsae.prefetch import Prefetch
 from heterodox.update.sparse.sparsae.proxy import Proxy
 from heterodox.update.sparse.sparsae.reset import Resets
-from heterodox.update.sparse.topology import Change, Sight, Topology
+from heterodox.update.sparse.topology import Change, Sight, Topology, require_one
 
 SPLIT: LearnableSplit = "meta"
 COUNTED = ("child_wins", "below_parent", "upsets")
@@ -88,11 +88,11 @@ class Sparsae(Topology):
         options = self.options
         if options.children:
             if options.scope == "global":
-                _require_one("mutation", options.mutation, sum(counts), "in all")
+                require_one("mutation", options.mutation, sum(counts), "in all")
             else:
-                _require_one("mutation", options.mutation, max(counts), "of the largest layer")
+                require_one("mutation", options.mutation, max(counts), "of the largest layer")
             if options.reset.probability or options.reset.boosted:
-                _require_one("reset.fraction", options.reset.fraction, sum(counts), "in all")
+                require_one("reset.fraction", options.reset.fraction, sum(counts), "in all")
         return counts
 
     @property
@@ -119,9 +119,9 @@ class Sparsae(Topology):
         proxy.score(generation.rows, done := self.events / max(self.options.num_events(sight.steps), 1))
         winner = generation.choose(self.options.selection)
         self.events += 1
-        rows = generation.rows
-        self._count(winner > 0, rows[winner]["ce"] < rows[0]["ce"], winner != generation.favourite)
-        proxy.follow(generation.rows[winner])
+        parent, chosen = generation.rows[0], generation.rows[winner]
+        self._count(winner > 0, chosen["ce"] < parent["ce"], winner != generation.favourite)
+        proxy.follow(chosen)
         resets.event_over()
         loss = float(window.losses(held_out, {}).mean())
         stagnates = resets.note(loss)
@@ -154,12 +154,3 @@ class Sparsae(Topology):
             if part is not None:
                 part.load_state(tree[name])
         self.events, self.counts = tree["events"], dict(tree["counts"])
-
-
-def _require_one(key: str, share: float, count: int, where: str) -> None:
-    """Raise `RecipeError` where a share of so many connections is less than one."""
-    if round(share * count) < 1:
-        raise RecipeError(
-            f"update.topology.{key} {share} of {count} connections {where} is less than one swap; "
-            f"make it at least {1 / count:.2g}"
-        )
