@@ -24,6 +24,6 @@ def rater_recipe(learner: dict[str, Any] | None = None, run: dict[str, Any] | No
 
 def user_recipe(rating: dict[str, Any], **sections: Any) -> Recipe:
     """A run of two steps that is rated by this."""
-    model = {"layers": 1, "heads": 1, "width": 8, "context": 16}
+    model = {"layers": 1, "heads": 1, "width": 8, "context": 16} | sections.pop("model", {})
     run = RUN | {"budget": {"steps": 2}}
     return tiny_recipe(rating={"name": "data_rater"} | rating, data=DATA, model=model, run=run, **sections)

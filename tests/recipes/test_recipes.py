@@ -111,8 +111,12 @@ def sparse_cost(recipe) -> float:
     return windows
 
 
+PHASES = ["meta_only_steps"]
+"""Options of a rule that divide its run, in steps."""
+
+
 def test_the_comparison_at_equal_flops_is_that_of_equal_tokens_with_other_budgets(tmp_path):
-    """Of a vocabulary as large as tiny Shakespeare's, so that the FLOPs are those that will be spent."""
+    """And with warm-ups and phases that are the same share of them. Of a vocabulary as large as tiny Shakespeare's."""
     text = tmp_path / "text.txt"
     text.write_text(string.printable[:65] * 3000)
     plain, equal = (
@@ -128,9 +132,15 @@ def test_the_comparison_at_equal_flops_is_that_of_equal_tokens_with_other_budget
     assert max(spent.values()) < 1.001 * min(spent.values()), spent
     assert len(set(steps.values())) >= 6
     for name, recipe in plain.items():
-        again = equal[name].model_copy(update={"run": recipe.run})
-        assert again == recipe
-        assert equal[name].run.model_copy(update={"budget": recipe.run.budget}) == recipe.run
+        again, scale = equal[name], steps[name] / recipe.run.budget.steps
+        assert again.run.warmup_steps == pytest.approx(scale * recipe.run.warmup_steps, abs=1)
+        phases = {key: getattr(again.credit, key) for key in PHASES if hasattr(again.credit, key)}
+        for key, value in phases.items():
+            assert value == pytest.approx(scale * getattr(recipe.credit, key), abs=1)
+        kept = {key: getattr(recipe.credit, key) for key in phases}
+        run = {"budget": recipe.run.budget, "warmup_steps": recipe.run.warmup_steps}
+        assert again.run.model_copy(update=run) == recipe.run
+        assert again.model_copy(update={"run": recipe.run, "credit": again.credit.model_copy(update=kept)}) == recipe
 
 
 @pytest.mark.parametrize("folder", ["sparse", "sparse_90", "sparse_ablations"])

@@ -49,6 +49,10 @@ class Preparing(Protocol):
         """What is yet to be done costs this rank; works on fake tensors."""
         ...
 
+    def held_bytes(self, batch: Batch) -> int:
+        """The most bytes that it will hold for a backward half, if it has one; `batch` is of the run's own steps."""
+        ...
+
     def diagnose(self) -> Diagnosis:
         """What went wrong in it; told once."""
         ...

@@ -60,7 +60,7 @@ def measure_held_bytes(ignored: Iterable[Tensor]) -> Iterator[HeldBytes]:
     meter = HeldBytes(ignored)
 
     def pack(tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor)
+        saved = _Saved(tensor.detach())  # the tensor itself may be of the very node that saves it: a cycle
         meter.add(tensor, saved)
         return saved
 

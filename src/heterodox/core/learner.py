@@ -75,7 +75,7 @@ class Learner(Stateful, Protocol):
         ...
 
     def held_bytes(self, batch: Batch) -> int:
-        """The most bytes that a step holds for its backward half; leaves the learner as it was."""
+        """The most bytes held for a backward half, in a step or before the first; leaves the learner as it was."""
         ...
 
     def foretell(self, batch: Batch) -> Foretold:

@@ -22,14 +22,13 @@ from torch import Tensor
 
 from heterodox.core import config
 from heterodox.core.comm import Comm
-from heterodox.core.held import measure_held_bytes
 from heterodox.core.learner import Foretold
 from heterodox.core.protocols import Credit, LanguageModel, Objective, Rating, Update
 from heterodox.core.services import Services
 from heterodox.core.state import Tree
 from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Limit, Origin, StepReport
 from heterodox.meta.auc import auc_by_kind
-from heterodox.meta.cost import stored_bytes, training_cost
+from heterodox.meta.cost import training_cost
 from heterodox.meta.options import MetaOptions, surrogates, too_wide
 from heterodox.meta.population import check_population
 from heterodox.meta.steps import InnerAdamW, InnerSGD, InnerUpdate
@@ -129,14 +128,8 @@ class DataRater:
         return 0.0
 
     def held_bytes(self, batch: Batch) -> int:
-        """Of one Hessian-vector product for each graph kept at a time, and of the states that a window stores."""
-        problem, state = self.trainer.population.problem, self._first_state()
-        weights = state.weights.new_ones(len(batch.ids))
-        with measure_held_bytes([*problem.parameters, *problem.model.buffers()]) as held:
-            problem.second_order(batch, weights, 0, lambda gradient: gradient)
-        options = self.options
-        alive = 1 if options.micro_batch else max(1, min(options.graphs, options.backprop_steps))
-        return alive * held.peak + stored_bytes(self.options, state.weights, 1 + len(state.moments))
+        """Of the window, back and forth, of one inner model, and of the states that it stores."""
+        return self.trainer.held_bytes(batch)
 
     def foretell(self, batch: Batch) -> Foretold:
         """By formula: a window of many steps is not traced. A mean over the steps of a round."""

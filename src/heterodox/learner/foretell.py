@@ -23,7 +23,7 @@ def foretell(
     parameters = dict(model.named_parameters())
     rule_state = _bytes(credit.state())
     batch, weights = rated.unrated(rating, drawn)
-    held = activation_bytes(model, batch, weights, objective, credit)
+    held = max(activation_bytes(model, batch, weights, objective, credit), rated.held_bytes(rating, drawn))
     signal = credit.signal(model, batch, weights, objective)
     learns = [name for name, origin in credit.manifest(model).items() if origin != "frozen"]
     late = {name: torch.zeros_like(parameters[name]) for name in learns if name not in signal.grads}

@@ -164,7 +164,7 @@ class Gradient:
         untouched = map_tensors(self.credit.state(), torch.clone)
         held = activation_bytes(self.model, *rated.unrated(self.rating, batch), self.objective, self.credit)
         self.credit.load_state(untouched)
-        return held
+        return max(held, rated.held_bytes(self.rating, batch))
 
     def foretell(self, batch: Batch) -> Foretold:
         return foretell(self.model, self.objective, self.rating, self.credit, self.update, batch)

@@ -34,6 +34,11 @@ def upfront(rating: Rating) -> Cost:
     return rating.upfront() if isinstance(rating, Preparing) else Cost()
 
 
+def held_bytes(rating: Rating, batch: Batch) -> int:
+    """What it holds in doing so."""
+    return rating.held_bytes(batch) if isinstance(rating, Preparing) else 0
+
+
 def diagnose(rating: Rating) -> Diagnosis:
     """What went wrong in that."""
     return rating.diagnose() if isinstance(rating, Preparing) else Diagnosis()

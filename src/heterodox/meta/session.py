@@ -1,5 +1,7 @@
 """A rater trained from beginning to end within another run."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -10,10 +12,14 @@ from heterodox.core.errors import RecipeError
 from heterodox.core.protocols import Stateless
 from heterodox.core.services import Services
 from heterodox.core.types import Batch, Cost
+from heterodox.meta.memory import window_bytes
 from heterodox.meta.options import MetaOptions
-from heterodox.meta.problem import flat
+from heterodox.meta.population import duplicate
+from heterodox.meta.problem import WeightedLoss, flat
+from heterodox.meta.rater import Rater
 from heterodox.meta.steps import InnerAdamW
 from heterodox.meta.trainer import MetaTrainer
+from heterodox.meta.weighting import ScoreWeighting
 
 BETAS, WEIGHT_DECAY = (0.9, 0.99), 0.1
 """The defaults of `update: adamw`, which decays matrices only."""
@@ -41,6 +47,21 @@ def inner_adamw(options: TrainOptions, model: nn.Module) -> InnerAdamW:
     return InnerAdamW(
         options.inner_lr, BETAS, eps_root=options.eps_root, weight_decay=decay, warmup=options.inner_warmup
     )
+
+
+def rater_bytes(options: TrainOptions, services: Services, rater: Rater, weighting: ScoreWeighting, like: Batch) -> int:
+    """The most bytes that `train_rater` will hold for a way back, with windows as wide as `like`; changes nothing."""
+    model = duplicate(services.model)
+    update = inner_adamw(options, model)
+
+    def losses(model: Any, batch: Batch) -> Float[Tensor, " batch"]:
+        return TokenLoss().losses(model(batch.inputs), batch)
+
+    def weigh(batch: Batch) -> Float[Tensor, " batch"]:
+        return weighting(rater(batch.inputs))
+
+    start = update.begin(WeightedLoss(model, losses).weights())
+    return window_bytes(options, model, losses, rater, weigh, update, start, like)
 
 
 def train_rater(options: TrainOptions, services: Services) -> tuple[dict[str, Tensor], Cost, float]:

@@ -22,6 +22,7 @@ from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Diagnosis
 from heterodox.meta.cost import round_cost, scoring_flops, step_cost
 from heterodox.meta.gradient import meta_gradient
+from heterodox.meta.memory import window_bytes
 from heterodox.meta.options import MetaOptions
 from heterodox.meta.population import Population
 from heterodox.meta.problem import flat
@@ -207,6 +208,15 @@ class MetaTrainer:
         found = self.rater(batch.inputs)
         self._move_to(now)
         return found
+
+    def held_bytes(self, like: Batch) -> int:
+        """The most bytes held for the way back through a window, whose batches are as wide as `like`."""
+        population = self.population
+        first = population.states[population.mine[0]]
+        problem = population.problem
+        return window_bytes(
+            self.options, problem.model, problem.losses, self.rater, self._weights, population.update, first, like
+        )
 
     def scoring_flops(self, batch: Batch) -> int:
         return scoring_flops(self.rater, batch)

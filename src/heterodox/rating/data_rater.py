@@ -25,7 +25,7 @@ from heterodox.meta.load import load_rater, rater_options
 from heterodox.meta.options import surrogates, too_wide
 from heterodox.meta.population import check_population
 from heterodox.meta.rater import Rater, build_rater
-from heterodox.meta.session import TrainOptions, train_rater
+from heterodox.meta.session import TrainOptions, rater_bytes, train_rater
 from heterodox.meta.trainer import explosion
 from heterodox.meta.weighting import ScoreWeighting
 from heterodox.rating.base import KEEP, RatingConfig, num_drawn
@@ -139,6 +139,12 @@ class DataRater(Filter):
             return Cost()
         members = self.train.population // self.services.comm.world_size
         return training_cost(self.train, self.train.rounds, self.services.model, self.network, members)
+
+    def held_bytes(self, batch: Batch) -> int:
+        """Of the rater's training, if that is yet to come: of the way back through a window of one inner model."""
+        if self.train is None or self.trained:
+            return 0
+        return rater_bytes(self.train, self.services, self.network, self.weigh, batch)
 
     def diagnose(self) -> Diagnosis:
         """Whether the adjoint exploded in the rater's training."""

@@ -52,7 +52,8 @@ def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
     cost, once, sizes, budget = foretold.cost, foretold.once, foretold.memory_bytes, recipe.run.budget
     steps, counted, spent = _count(budget, foretold)
     flops = None if steps is None else once.flops + steps * spent.flops // counted
-    windows = (len(dataset.splits["train"].tokens) - 1) // recipe.model.context
+    tokens = None if steps is None else once.tokens + steps * cost.tokens
+    there = Windows(dataset.splits["train"], recipe.model.context).count * recipe.model.context
     return {
         "recipe": recipe.name,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -62,12 +63,12 @@ def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
         "per_step": {"tokens": cost.tokens} | {key: getattr(spent, key) // counted for key in ("meta_tokens", "flops")},
         "once": {"tokens": once.tokens, "meta_tokens": once.meta_tokens, "flops": once.flops},
         "steps": steps,
-        "tokens": None if steps is None else once.tokens + steps * cost.tokens,
+        "tokens": tokens,
         "meta_tokens": None if steps is None else once.meta_tokens + steps * spent.meta_tokens // counted,
         "flops": flops,
         "hours": None if flops is None or speed is None else flops / speed / 3600,
         "seconds": budget.seconds,
-        "epochs": None if steps is None else steps * recipe.run.batch_size / max(windows, 1),
+        "epochs": None if tokens is None else tokens / max(there, 1),
         "corpus": dataset.describe(),
     }
 
