@@ -18,6 +18,7 @@ PARTS = {
     "signal and update": ("signal", "update_state", "inner_models", "rater"),
     "rule and teacher": ("rule_state", "objective_state"),
     "activations": ("activations",),
+    "loss's gradient": ("loss_gradient",),
     "in all": ("total",),
 }
 BEGIN = "<!-- written by docs/make_scale.py, to the end of the tables -->\n"

@@ -145,8 +145,15 @@ class DataRater:
             "inner_models": members * (1 + len(state.moments)) * vector,
             "rater": (2 + 2 * members) * rater,
             "activations": self.held_bytes(batch),
+            "loss_gradient": 2 * 4 * self._num_logits(),
         }
         return Foretold(cost, sizes, len(state.weights))
+
+    def _num_logits(self) -> int:
+        """In the model at a time, in single precision."""
+        options = self.options
+        examples = max(options.micro_batch or options.batch_size, options.val_batch_size)
+        return examples * self.model.context * self.model.head.weight.shape[0]
 
     def examine(self, examples: Sequence[LabelledBatch]) -> Diagnosis:
         """AUC of the scores by kind of noise, on held-out examples, and whether the adjoint has exploded."""

@@ -38,6 +38,7 @@ def foretell(
         "rule_state": rule_state,
         **({"objective_state": _bytes(objective.state())} if isinstance(objective, EvolvingObjective) else {}),
         "activations": held,
+        "loss_gradient": 2 * 4 * batch.targets.numel() * model.head.weight.shape[0],  # of logits and their logarithms
     }
     beside = rated.cost(rating, drawn)
     event = _event(model, credit, update, batch)

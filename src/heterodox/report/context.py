@@ -106,9 +106,9 @@ def _sample(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _commits(study: Study) -> list[str]:
-    """Where the runs' code comes from; `unknown` if only some of them say."""
+    """Where the runs' code comes from; `not recorded` for those that do not say."""
     found = list(dict.fromkeys(run.summary.get("commit") for run in study.runs))
-    return [commit or "unknown" for commit in found] if any(found) else []
+    return [commit or "not recorded" for commit in found]
 
 
 def _values(study: Study, read: Callable[[dict[str, Any]], str]) -> list[str]:

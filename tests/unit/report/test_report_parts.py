@@ -176,10 +176,10 @@ def test_units(shown: str, expected: str):
 
 
 def test_the_commits_of_the_runs_are_told(study: Study):
-    assert "Commit" not in dict(facts(study))
+    assert dict(facts(study))["Commit"] == ["not recorded"]
     found = ["0123456789ab", "ba9876543210+", *[None] * (len(study.runs) - 2)]
     told = [replace(r, summary=r.summary | {"commit": c}) for r, c in zip(study.runs, found, strict=True)]
-    assert dict(facts(replace(study, runs=told)))["Commit"] == ["0123456789ab, ba9876543210+, unknown"]
+    assert dict(facts(replace(study, runs=told)))["Commit"] == ["0123456789ab, ba9876543210+, not recorded"]
 
 
 def test_the_setting_has_all_values_of_the_recipes(study: Study):
