@@ -27,7 +27,7 @@ from heterodox.report.study import Study, read_study
 FILTERS = ("count", "memory", "duration", "loss", "signed", "percent", "visible", "breakable")
 
 
-def write_report(folders: Sequence[Path], out: Path) -> Path:
+def write_report(folders: Sequence[Path], out: Path | str) -> Path:
     """Write one self-contained HTML page about the study and run folders to `out`, and return `out`.
 
     A page that is there already is replaced in one step. Raises CheckpointError when a folder is neither a
