@@ -10,15 +10,19 @@ from heterodox.core import slot
 
 
 def distribution(
-    folder: Path, modules: Mapping[str, str], entries: Mapping[str, Mapping[str, str]], name: str = "acme_rules"
+    folder: Path,
+    modules: Mapping[str, str],
+    entries: Mapping[str, Mapping[str, str]],
+    name: str = "acme_rules",
+    version: str = "1.2",
 ) -> Path:
-    """A folder with `modules` (text by name) and a distribution, version 1.2, with `entries` (by group and name)."""
+    """A folder with `modules` (text by name) and a distribution with `entries` (by group and name)."""
     folder.mkdir(parents=True, exist_ok=True)
     for module, text in modules.items():
         (folder / f"{module}.py").write_text(text, encoding="utf-8")
-    about = folder / f"{name}-1.2.dist-info"
+    about = folder / f"{name}-{version}.dist-info"
     about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.2\n")
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n")
     groups = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in named.items()) for group, named in entries.items()]
     (about / "entry_points.txt").write_text("\n".join(groups))
     return folder

@@ -67,6 +67,14 @@ def expand(sources: Sequence[Source]) -> list[Source]:
     return expanded
 
 
+def is_override(argument: str) -> bool:
+    """Whether this is `KEY=VALUE`, and not a file that has such a name."""
+    try:
+        return "=" in argument and not Path(argument).exists()
+    except OSError:  # too long for a name
+        return True
+
+
 def quick_recipes() -> Path:
     """The folder of the recipes that `compare` runs when it is given none."""
     package = Path(__file__).parent

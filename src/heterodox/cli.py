@@ -13,10 +13,10 @@ from typing import Annotated
 
 import typer
 
-from heterodox.cli_shared import AsJson, CheckpointOption, Overrides, RecipesAndOverrides, RunArgument, show
+from heterodox.cli_shared import AsJson, CheckpointOption, DataKeys, Overrides, RecipesAndOverrides, RunArgument, show
+from heterodox.core.errors import RecipeError
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -65,14 +65,14 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Train several recipes at the same seeds and report how they compare."""
-    from heterodox.api import expand, quick_recipes
+    from heterodox.api import expand, is_override, quick_recipes
     from heterodox.comparison.study import Study
     from heterodox.log.console import comparison_summary
     from heterodox.log.progress import StudyProgress
     from heterodox.recipe import load_recipe
 
     given = arguments or []
-    overrides = [argument for argument in given if "=" in argument and not Path(argument).exists()]
+    overrides = [argument for argument in given if is_override(argument)]
     sources = expand([argument for argument in given if argument not in overrides] or [quick_recipes()])
     study = Study([load_recipe(source, overrides) for source in sources], out, num_seeds=seeds, jobs=jobs)
     with StudyProgress() as progress:
@@ -130,9 +130,7 @@ def probe(
 def export(
     run: RunArgument,
     form: Annotated[str, typer.Option("--format", help="safetensors, gpt2 (transformers), sparse.")] = "safetensors",
-    out: Annotated[
-        Path | None, typer.Option(help="Default: export.safetensors, gpt2/ or sparse.safetensors in the run.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: in the run, by the format's name.")] = None,
     checkpoint: CheckpointOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -151,7 +149,7 @@ def export(
 @app.command()
 def score(
     run: RunArgument,
-    overrides: Overrides = None,
+    overrides: DataKeys = None,
     data: Annotated[Path | None, typer.Option(help="Score this text instead: short for `data.path=PATH`.")] = None,
     out: Annotated[Path, typer.Option(help="The scores.")] = Path("scores.parquet"),
     split: Annotated[str, typer.Option(help="train, meta, val or test.")] = "train",
@@ -173,18 +171,20 @@ def score(
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Study or run folders.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Default: report.html in the first folder; Markdown for .md.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: report.html in the first folder; .md: tables.")] = None,
     figures: Annotated[Path | None, typer.Option(help="Instead: every chart as a file in this folder.")] = None,
-    form: Annotated[str, typer.Option("--format", help="With --figures: svg, png, or svg,png.")] = "svg",
+    form: Annotated[str | None, typer.Option("--format", help="With --figures: svg (default), png, svg,png.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the HTML report (or the Markdown tables, or the figures) of one or more studies or runs."""
     from heterodox.report import write_figures, write_markdown, write_report
 
+    if figures is None and form is not None:
+        raise RecipeError(f"--format {form} is of charts as files: name their folder with --figures")
+    if figures is not None and out is not None:
+        raise RecipeError("--figures writes charts instead of --out: call report twice for both")
     if figures is not None:
-        files = write_figures(folders, figures, form.split(","))
+        files = write_figures(folders, figures, (form or "svg").split(","))
         answer = {"path": str(figures), "files": [file.name for file in files]}
     else:
         out = out or folders[0] / "report.html"

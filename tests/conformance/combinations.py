@@ -93,7 +93,12 @@ PAIRS = list(product(CREDITS, UPDATES))
 
 
 def recipe_of(credit: str, update: str, **sections) -> Recipe:
-    """The tiny recipe with this rule, or variant of one, and this update.
+    """The tiny recipe with this rule, or variant of one, and this update: see `sections_of`."""
+    return tiny_recipe(**sections_of(credit, update, **sections))
+
+
+def sections_of(credit: str, update: str, **sections) -> dict[str, Any]:
+    """What the tiny recipe needs over it for this rule, or variant of one, and this update.
 
     On the model that the rule needs if none is named; the equilibrium model has no dropout.
     """
@@ -104,7 +109,7 @@ def recipe_of(credit: str, update: str, **sections) -> Recipe:
         given = {key: value for key, value in sections.pop("model", {}).items() if key != "dropout"}
         sections["model"] = OWN_MODELS[credit] | given
     rule = VARIANTS.get(credit, {"name": credit}) | OWN_OPTIONS.get(credit, {})
-    return tiny_recipe(credit=rule, update=changed | rate, **sections)
+    return {"credit": rule, "update": changed | rate} | sections
 
 
 def runs(credit: str, update: str) -> bool:

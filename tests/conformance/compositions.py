@@ -7,7 +7,9 @@ from heterodox.core.comm import Solo
 from heterodox.core.types import StepReport
 from heterodox.recipe import Recipe
 from heterodox.run.session import open_session
-from tests.conformance.combinations import EQUILIBRIUM, UPDATE_VARIANTS, recipe_of
+from tests.conformance import combinations
+from tests.conformance.combinations import EQUILIBRIUM, UPDATE_VARIANTS
+from tests.tiny import tiny_recipe
 
 SMALL = {"layers": 1, "heads": 1, "width": 8}
 RATER = {
@@ -46,8 +48,13 @@ def compose(credit: str = "backprop", update: str = "adamw", **others: str) -> R
 
     Raises `RecipeError` where it is refused.
     """
+    return tiny_recipe(**sections_of(credit, update, **others))
+
+
+def sections_of(credit: str, update: str, **others: str) -> dict[str, Any]:
+    """What `compose` lays over the tiny recipe."""
     sections = {slot: {"name": name} | OPTIONS.get(slot, {}).get(name, {}) for slot, name in others.items()}
-    return recipe_of(credit, update, run=RUN, **sections)
+    return combinations.sections_of(credit, update, run=RUN, **sections)
 
 
 def two_steps(recipe: Recipe) -> list[StepReport]:

@@ -173,18 +173,6 @@ def test_parts_that_do_not_exist():
     refused(heterodox("explain", "nonsense"), "there is no part 'nonsense'; known: ")
 
 
-def test_a_usage_error_names_the_option_and_exits_with_2():
-    for arguments, phrase in (
-        (("train",), "RECIPE"),
-        (("train", "x.yaml", "--nosuch"), "--nosuch"),
-        (("nosuch",), "nosuch"),
-    ):
-        answer = heterodox(*arguments)
-        assert answer.code == 2
-        assert phrase in answer.err
-        assert "Traceback" not in answer.err
-
-
 def test_answers_are_data_if_asked(recipe, trained):
     parts = json.loads(heterodox("list", "--json").out)
     assert {"slot": "credit", "name": "backprop"}.items() <= next(p for p in parts if p["name"] == "backprop").items()

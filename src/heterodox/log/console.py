@@ -175,8 +175,11 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     table.add_row("tokens per step", f"{plan['per_step']['tokens']:,}")
     if plan["once"]["flops"]:
         table.add_row("FLOPs before the first step", units.count(plan["once"]["flops"]))
+    if plan["steps"] is None:
+        table.add_row("steps", f"as many as the machine does in {plan['seconds']:g} s; --speed would tell")
+        return table
     for key in ("steps", "tokens", "meta_tokens"):
-        table.add_row(key.replace("_", " "), "" if plan[key] is None else f"{plan[key]:,}")
+        table.add_row(key.replace("_", " "), f"{plan[key]:,}")
     table.add_row("FLOPs", units.count(plan["flops"]))
     if plan["hours"] is not None:
         table.add_row("hours", units.number(plan["hours"], 3))

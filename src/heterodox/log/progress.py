@@ -34,6 +34,7 @@ class TrainingProgress:
         self.console = console or ProgressConsole()
         self.name, self.unit, self.limit = name, unit, limit
         self._losses = {"loss": "", "val_loss": ""}
+        self._trained: int | None = None  # the step that `loss` is of
         self._began = self._spoke = time.monotonic()
         self._first: float | None = None
         self._bar = Progress(
@@ -60,6 +61,10 @@ class TrainingProgress:
         for key in self._losses:
             if row.get(key) is not None:
                 self._losses[key] = f"{key.replace('_', ' ')} {row[key]:.3f}"
+        if row["kind"] == "train":
+            self._trained = row["step"]
+        elif row["step"] != self._trained:  # an older loss beside a new evaluation would look like this step's
+            self._losses["loss"] = ""
         done = spent(row, self.unit)
         status = "  ".join(text for text in self._losses.values() if text)
         if self.console.is_terminal:

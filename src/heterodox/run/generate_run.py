@@ -27,11 +27,13 @@ def generate_run(
 ) -> str:
     """The text that the run's model puts behind `prompt`; `on_text` hears the prompt and each piece as it comes.
 
-    `path` is a run folder, or a file that `export --format sparse` wrote.
+    `path` is a run folder, or a file that `export --format sparse` wrote, which has no `checkpoint` to choose.
     Raises `RecipeError` for an empty prompt, `CorpusError` for one with characters that the tokenizer lacks.
     """
     if top_p is not None and not 0 < top_p <= 1:
         raise RecipeError(f"top-p is {top_p}, expected above 0 and at most 1")
+    if checkpoint is not None and path.is_file():
+        raise RecipeError(f"{path} is a file, which holds no checkpoints: leave out --checkpoint, or name a run folder")
     run = read_sparse(path, device) if path.is_file() else load_run(path, checkpoint, device)
     start = [int(token) for token in run.tokenizer.encode(prompt)]
     if not start:

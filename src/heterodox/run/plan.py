@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from heterodox.core.comm import Solo
+from heterodox.core.errors import RecipeError
 from heterodox.core.learner import Foretold
 from heterodox.core.protocols import Stateless
 from heterodox.core.types import Batch, Cost
@@ -29,9 +30,11 @@ def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
     """Parameters, bytes by part, FLOPs and tokens per step, once before the first step, and in all; plain data.
 
     FLOPs per step are a mean over the run. Reads the corpus (its size and vocabulary matter), trains nothing, and fits
-    any width into little memory. With a `speed` in FLOPs per second there are hours, too; a run's `summary.json` says
-    what a machine reaches.
+    any width into little memory. With a `speed` in FLOPs per second there are hours, too, and a budget in seconds has a
+    number of steps; a run's `summary.json` says what a machine reaches. Raises `RecipeError` for a speed of no use.
     """
+    if speed is not None and not 0 < speed < math.inf:
+        raise RecipeError(f"--speed: found {speed:g}, expected FLOPs per second, finite and above 0")
     dataset = recipe.data.build()
     with FakeTensorMode():
         model = build_model(recipe, dataset.tokenizer.vocab_size, "cpu")
@@ -50,6 +53,8 @@ def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
         learner = build_learner(recipe, model, Solo(), blank)
         foretold = learner.foretell(blank("train", recipe.rating.drawn(recipe.run.batch_size)).next_batch())
     cost, once, sizes, budget = foretold.cost, foretold.once, foretold.memory_bytes, recipe.run.budget
+    if budget.seconds is not None and speed is not None:
+        budget = Budget(flops=budget.seconds * speed)
     steps, counted, spent = _count(budget, foretold)
     flops = None if steps is None else once.flops + steps * spent.flops // counted
     tokens = None if steps is None else once.tokens + steps * cost.tokens
@@ -67,7 +72,7 @@ def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
         "meta_tokens": None if steps is None else once.meta_tokens + steps * spent.meta_tokens // counted,
         "flops": flops,
         "hours": None if flops is None or speed is None else flops / speed / 3600,
-        "seconds": budget.seconds,
+        "seconds": recipe.run.budget.seconds,
         "epochs": None if tokens is None else tokens / max(there, 1),
         "corpus": dataset.describe(),
     }

@@ -39,16 +39,20 @@ def score_run(
 ) -> dict[str, Any]:
     """Score every example of `split` by the run in `path` and write them to `out`; returns what there is to say.
 
-    `overrides` change the run's recipe, its data above all. With `index`, the ids of the best `keep` go there. `noisy`
+    `overrides` change the run's data, and nothing else. With `index`, the ids of the best `keep` go there. `noisy`
     plants the recipe's noise in a held-out split first. With noise there is an AUC by kind. Raises `RecipeError` for
-    data of another tokenizer, `CorpusError` or `CheckpointError` for what cannot be read or written.
+    other overrides or data of another tokenizer, `CorpusError` or `CheckpointError` for what cannot be read or written.
     """
+    changes = list(overrides)
+    stray = [change for change in changes if change.partition("=")[0].split(".")[0] != "data"]
+    if stray:
+        raise RecipeError(f"a run is scored as it is, but for its data: found {stray[0]!r}, expected data.KEY=VALUE")
     if (keep is None) != (index is None):
         raise RecipeError("an index needs both --keep and --index")
     if keep is not None and not 0 < keep <= 1:
         raise RecipeError(f"--keep {keep:g} is no share to keep, expected one in (0, 1]")
     run = load_run(path, device=device)
-    recipe = load_recipe(run.recipe, overrides)
+    recipe = load_recipe(run.recipe, changes)
     dataset = recipe.data.build()
     if dataset.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise RecipeError(f"{path} was trained on the ids of another tokenizer than that of the data to score")

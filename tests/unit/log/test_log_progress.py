@@ -62,8 +62,20 @@ def test_without_a_terminal_there_is_a_line_for_each_evaluation_and_every_ten_se
         "tiny: step 0  0%  val loss 2.000",
         "tiny: step 20  20%  loss 1.500  val loss 2.000  40s left",
         "tiny: step 40  40%  loss 1.500  val loss 2.000  30s left",
-        "tiny: step 100  100%  loss 1.500  val loss 1.000",
+        "tiny: step 100  100%  val loss 1.000",  # nobody logged this step's loss
     ]
+
+
+def test_a_loss_beside_an_evaluation_is_of_the_same_step():
+    console = pipe()
+    with TrainingProgress("tiny", "steps", 100.0, console) as progress:
+        for step in (5, 10, 15, 20):
+            if step % 10 == 0:
+                progress.row(row("train", step, loss=step / 10))
+            progress.row(row("eval", step, val_loss=2.0))
+    told = [line.removesuffix("  0s left").split("  ")[2:] for line in said(console).splitlines()]
+    both = ["loss 1.000", "val loss 2.000"], ["loss 2.000", "val loss 2.000"]
+    assert told == [["val loss 2.000"], both[0], ["val loss 2.000"], both[1]]
 
 
 def test_a_resumed_run_does_not_take_old_steps_for_its_own_speed(clock):
