@@ -1,5 +1,6 @@
 """Scores of a split's examples by a trained run: by the rater it trained, or by how well its model predicts them."""
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.core.types import Batch
 from heterodox.data import Dataset, Split, Windows
 from heterodox.data.scores import best, write_scores
+from heterodox.data.tokenizer.base import FILE_NAME
 from heterodox.meta.auc import auc_by_kind
 from heterodox.meta.load import load_rater, rater_options, rater_section
 from heterodox.recipe import load_recipe
@@ -39,9 +41,9 @@ def score_run(
 ) -> dict[str, Any]:
     """Score every example of `split` by the run in `path` and write them to `out`; returns what there is to say.
 
-    `overrides` change the run's data, and nothing else. With `index`, the ids of the best `keep` go there. `noisy`
-    plants the recipe's noise in a held-out split first. With noise there is an AUC by kind. Raises `RecipeError` for
-    other overrides or data of another tokenizer, `CorpusError` or `CheckpointError` for what cannot be read or written.
+    `overrides` change the run's data, and nothing else; the run's tokenizer reads what they name. With `index`, the
+    ids of the best `keep` go there. `noisy` plants the recipe's noise in a held-out split first. With noise there is
+    an AUC by kind. Raises `RecipeError` for other overrides or data of another tokenizer, `CorpusError` or `CheckpointError` for what cannot be read or written.
     """
     changes = list(overrides)
     stray = [change for change in changes if change.partition("=")[0].split(".")[0] != "data"]
@@ -52,6 +54,8 @@ def score_run(
     if keep is not None and not 0 < keep <= 1:
         raise RecipeError(f"--keep {keep:g} is no share to keep, expected one in (0, 1]")
     run = load_run(path, device=device)
+    if changes and not any(change.startswith("data.tokenizer") for change in changes):
+        changes.append(f"data.tokenizer={json.dumps({'name': 'file', 'path': str(run.folder.tokenizer / FILE_NAME)})}")
     recipe = load_recipe(run.recipe, changes)
     dataset = recipe.data.build()
     if dataset.tokenizer.fingerprint != run.tokenizer.fingerprint:

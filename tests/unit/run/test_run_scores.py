@@ -191,3 +191,21 @@ def test_the_report_shows_what_a_rater_tells_apart(trained, tmp_path):
     assert 'id="chart-auc"' in page
     assert 'id="chart-scores"' in page
     assert '"kind": "shuffled"' in page
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_another_text_is_read_by_the_runs_tokenizer(tokenizer, tmp_path):
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("".join(f"the {word} and " for word in ("quick", "brown", "fox", "jumps", "over")) * 400)
+    second.write_text("an ox quits the hut jumps over the brook and " * 400)
+    data = {"path": str(first), "tokenizer": {"name": tokenizer} | ({"vocab_size": 280} if tokenizer == "bpe" else {})}
+    model = {"layers": 1, "heads": 1, "width": 8, "context": 16}
+    recipe = tiny_recipe(data=data, model=model, run={"budget": {"steps": 2}, "sampling": {"tokens": 0}})
+    train(recipe, tmp_path / "run")
+    answer = score_run(tmp_path / "run", tmp_path / "scores.parquet", overrides=[f"data.path={second}"])
+    assert answer["examples"] > 100
+    plain = score_run(tmp_path / "run", tmp_path / "plain.parquet")
+    assert plain["mean"] != answer["mean"]
+    own = f"data.tokenizer.name={tokenizer}"
+    with pytest.raises(RecipeError, match="another tokenizer"):
+        score_run(tmp_path / "run", tmp_path / "no.parquet", overrides=[f"data.path={second}", own])
