@@ -1,6 +1,7 @@
 """Runs the identity tests and writes what they compared, and how exactly it agreed: python docs/make_identities.py
 
-While a test runs, `torch.allclose`, `torch.equal` and `pytest.approx` note what they are asked, and answer as ever.
+While a test runs, its comparisons through tests/measured.py are noted, and those through `torch.allclose`,
+`torch.equal` and `pytest.approx`, which answer as ever.
 """
 
 import ast
@@ -9,6 +10,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,15 @@ HEAD = """# Identities
 What each rule is held to in float64 before anything is tuned: equality with backpropagation at a special setting, with
 finite differences, with a formula by hand, with PyTorch.
 
-*Error* is the largest that was measured, |a − b| over the largest |b|, and *tolerance* what the test allows there:
-relative, or absolute where it says so; *bits*: no difference at all. *Apart* counts the comparisons that had to come
-out different: the wrong sign, another seed, the rule outside of its special setting. A test without comparisons of
-numbers checks something else: a refusal, what is in a checkpoint, which passes are made.
+*Error* and *tolerance* are those of the one comparison, of all that a test makes, which came closest to failing:
+relative to what is expected there unless *absolute*; *on average* if it is that of an estimate from random draws;
+*bits* if no comparison found a difference at all. An *order* is the power of the step or nudge with which an error
+falls; where it stands alone, the test compares errors at several steps, and no gradient directly. *Compared* counts
+what had to agree; *apart* what had to differ, and did: the wrong sign, another seed, the rule outside of its special
+setting.
+
+A test with nothing compared checks something else: a refusal, what gets a gradient at all, how many entries there are
+or which are the largest, that something falls or rises, what a pass costs.
 
 """
 
@@ -44,12 +51,12 @@ class Compared:
     cases: int = 0
     bits: int = 0
     apart: int = 0
-    close: list[tuple[float, float, str]] = field(default_factory=list)
-    """Share of the tolerance that was used, error, tolerance in words."""
+    close: list[Any] = field(default_factory=list)
+    """`Outcome`s with an error or an order."""
 
 
 class Recorder:
-    """A pytest plug-in that notes comparisons by file and test."""
+    """A pytest plug-in that notes comparisons by file and test: those of tests/measured.py, and others' as its own."""
 
     def __init__(self) -> None:
         self.found: dict[tuple[str, str], Compared] = {}
@@ -59,19 +66,32 @@ class Recorder:
     def pytest_runtest_call(self, item: pytest.Function) -> Iterator[None]:
         self.now = self.found.setdefault((item.path.stem, item.function.__name__), Compared())
         self.now.cases += 1
+        self.measured = import_module("tests.measured")  # the one that the tests have
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.measured, "listener", self._hear)
             patch.setattr(torch, "allclose", self._allclose(torch.allclose))
             patch.setattr(torch, "equal", self._equal(torch.equal))
             patch.setattr(pytest, "approx", self._approx(pytest.approx))
             return (yield)
 
+    def _hear(self, outcome: Any) -> None:
+        if outcome.kind == "bits":
+            self.now.bits += 1
+        elif outcome.kind == "apart":
+            self.now.apart += 1
+        else:
+            self.now.close.append(outcome)
+
+    def _note(self, kind: str) -> None:
+        self.measured.note(self.measured.Outcome(kind))
+
     def _allclose(self, original: Callable[..., bool]) -> Callable[..., bool]:
         def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
             answer, caller = original(a, b, rtol, atol, equal_nan), _caller()
             if answer and caller:
-                self._note_close(a.detach(), b.detach(), rtol, atol)
+                self.measured.note_close(a, b, rtol, atol)
             elif caller == "test":
-                self.now.apart += 1
+                self._note("apart")
             return answer
 
         return allclose
@@ -80,8 +100,7 @@ class Recorder:
         def equal(a: Tensor, b: Tensor) -> bool:
             answer = original(a, b)
             if _caller() == "test":
-                self.now.bits += answer
-                self.now.apart += not answer
+                self._note("bits" if answer else "apart")
             return answer
 
         return equal
@@ -89,29 +108,19 @@ class Recorder:
     def _approx(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def approx(expected: Any, rel: float | None = None, abs: float | None = None) -> Any:
             plain = original(expected, rel=rel, abs=abs)
-            if not isinstance(expected, int | float):
-                return plain
+            rtol = rel or (1e-6 if abs is None else 0.0)
+            atol = 1e-12 if abs is None else abs
 
             class Approx:
                 def __eq__(other, actual: object) -> bool:
-                    if plain == actual:
-                        tolerances = (rel or (1e-6 if abs is None else 0.0), abs or 0.0)
-                        self._note_close(torch.tensor(float(actual)), torch.tensor(float(expected)), *tolerances)
-                    return plain == actual
+                    if answer := plain == actual:
+                        tensors = (torch.as_tensor(value, dtype=torch.float64) for value in (actual, expected))
+                        self.measured.note_close(*tensors, rtol, atol)
+                    return answer
 
             return Approx()
 
         return approx
-
-    def _note_close(self, a: Tensor, b: Tensor, rtol: float, atol: float) -> None:
-        if not b.numel():
-            return
-        apart, size = (a.double() - b.double()).abs(), b.double().abs()
-        used = apart / (atol + rtol * size).clamp(min=1e-300)
-        scale = float(size.max())
-        error = float(apart.max()) / (scale or 1.0)
-        words = f"{rtol:.0e}" if rtol and scale else f"{atol:.0e} absolute"
-        self.now.close.append((float(used.max()), error, words))
 
 
 def _caller() -> str | None:
@@ -139,12 +148,22 @@ def table(found: dict[tuple[str, str], Compared]) -> Iterator[str]:
 
 
 def row(name: str, compared: Compared) -> str:
-    close = [comparison for comparison in compared.close if comparison[0] > 0]
-    worst = max(close, default=None)
+    errors = [outcome for outcome in compared.close if outcome.kind != "order"]
+    orders = [outcome for outcome in compared.close if outcome.kind == "order"]
+    shown = [(f"{worst.found:.1e}", f"{worst.tolerance:.0e} {worst.kind}".strip()) for worst in _closest(errors)]
+    if compared.bits and not compared.close:
+        shown = [("bits", "")]
+    for worst in _closest(orders):
+        order = round(worst.found, 3) + 0.0  # no −0
+        shown.append((f"order {order:.3f}", f"{worst.expected:g} ± {worst.tolerance:g}"))
     count = len(compared.close) + compared.bits
-    shown = ("", "") if not count else ("bits", "") if worst is None else (f"{worst[1]:.1e}", worst[2])
-    cells = [words(name), compared.cases, count or "", *shown, compared.apart or ""]
-    return "| " + " | ".join(map(str, cells)) + " |"
+    cells = [*("; ".join(filter(None, column)) for column in zip(*shown, strict=True))] or ["", ""]
+    return "| " + " | ".join(map(str, [words(name), compared.cases, count or "", *cells, compared.apart or ""])) + " |"
+
+
+def _closest(outcomes: list[Any]) -> list[Any]:
+    """The one that used most of its tolerance, if there is any."""
+    return sorted(outcomes, key=lambda outcome: abs(outcome.found - outcome.expected) / outcome.tolerance)[-1:]
 
 
 def words(name: str) -> str:

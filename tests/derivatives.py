@@ -6,6 +6,8 @@ from torch.autograd import gradcheck
 from torch.autograd.gradcheck import GradcheckError
 from torch.func import jvp, vjp
 
+from tests.measured import Outcome, note, unheard
+
 JVP_WARNING = "ignore:.*jit.script.*:DeprecationWarning"
 """What torch itself warns of at the first jvp."""
 LEADS = [(), (3,), (2, 3)]
@@ -23,6 +25,15 @@ def is_exact(function, *inputs: Tensor) -> bool:
         return gradcheck(function, inputs, check_forward_ad=True, check_batched_grad=True)
     except GradcheckError:
         return False
+
+
+def is_not_exact(function, *inputs: Tensor) -> bool:
+    """What agrees nevertheless, or does before the first difference, is not what is claimed."""
+    with unheard():
+        holds = not is_exact(function, *inputs)
+    if holds:
+        note(Outcome("apart"))
+    return holds
 
 
 def forward_mode_is_the_transpose(function, x: Tensor) -> bool:

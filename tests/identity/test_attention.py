@@ -9,7 +9,8 @@ from torch.autograd import gradgradcheck
 from torch.func import jvp
 
 from heterodox.model import CausalMix, FusedSoftmaxMix, SigmoidMix
-from tests.derivatives import JVP_WARNING, LEADS, draw, is_exact
+from tests.derivatives import JVP_WARNING, LEADS, draw, is_exact, is_not_exact
+from tests.measured import on_average
 
 pytestmark = pytest.mark.filterwarnings(JVP_WARNING)
 
@@ -40,7 +41,7 @@ class TestMixes:
         q, k, v = self.projections(2)
         mix = MIXES["straight_through"]().double()
         assert torch.equal(mix(q, k, v), MIXES["neg_log_row"]().double()(q, k, v))
-        assert not is_exact(lambda a: mix(a, k.detach(), v.detach()), q)
+        assert is_not_exact(lambda a: mix(a, k.detach(), v.detach()), q)
         assert is_exact(lambda c: mix(q.detach(), k.detach(), c), v)
 
     @pytest.mark.parametrize("name", MIXES)
@@ -105,7 +106,7 @@ class TestMixes:
         dropped = mix.train()(q, k, v)
         whole = mix.eval()(q, k, v)
         assert not torch.allclose(dropped, whole, rtol=1e-2)
-        assert torch.allclose(dropped.mean(0), whole.mean(0), atol=0.5)
+        assert on_average(dropped.mean(0), whole.mean(0), atol=0.5)
         assert torch.equal(mix(q, k, v), whole)
 
     def test_the_centred_form_refuses_dropout(self):

@@ -9,6 +9,7 @@ from heterodox.credit import Equilibrium
 from heterodox.credit.fixed_point import read_out
 from heterodox.model.dynamics import Linearisation
 from heterodox.objective import CrossEntropy
+from tests.measured import is_of_order, within
 from tests.tiny import tiny_batch
 from tests.tiny_equilibrium import WEIGHTS, distance, gradients, relaxed_names, tiny_equilibrium
 
@@ -45,7 +46,7 @@ def test_the_step_size_is_that_of_the_nudged_steps(step_size):
         return dict(zip(names, read, strict=True))
 
     found = gradients(rule(model, beta=1e-4, nudged_steps=4, step_size=step_size), model)
-    assert distance(found, by_hand(step_size), names) < 1e-6
+    assert within(distance(found, by_hand(step_size), names), 1e-6)
     assert distance(found, by_hand(dynamics.step_size), names) > 0.05
 
 
@@ -88,16 +89,16 @@ def test_the_nudged_state_is_at_rest_under_its_own_nudge(loss_gradient):
 
     pushes = {"frozen": push(rest), "live": push(z)}
     own = pushes.pop(loss_gradient)
-    assert own < 1e-9
+    assert within(own, 1e-9)
     assert pushes.popitem()[1] > 1e-3
 
 
 def test_a_live_gradient_changes_a_centred_pair_by_the_square_of_the_nudge():
     model = tiny_equilibrium()
-    names, apart = relaxed_names(model), []
-    for beta in (0.1, 0.05):
+    names, apart, betas = relaxed_names(model), [], (0.1, 0.05)
+    for beta in betas:
         options = {"beta": beta, "nudged_steps": 70}
         frozen, live = (gradients(rule(model, loss_gradient=kind, **options), model) for kind in ("frozen", "live"))
         apart.append(distance(live, frozen, names))
     assert apart[1] > 1e-6
-    assert apart[0] / apart[1] == pytest.approx(4, rel=0.1)
+    assert is_of_order(apart, betas, 2, 0.13)

@@ -10,6 +10,7 @@ from heterodox.core.types import Batch
 from heterodox.meta import InnerAdamW, InnerSGD, meta_gradient
 from heterodox.meta.problem import WeightedLoss
 from heterodox.objective import CrossEntropy
+from tests.measured import within
 from tests.tiny import tiny_batch
 from tests.tiny import tiny_gpt as tiny_gpt_of
 from tests.unrolled import adamw, sgd, unrolled
@@ -83,8 +84,8 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 def assert_same(found, val_loss, grads, by_weight) -> None:
     assert abs(float(found.val_loss - val_loss.detach())) < 1e-12
     assert float(grads[0].abs().max()) > 1e-6
-    assert distance(torch.cat([g.flatten() for g in found.grads]), torch.cat([g.flatten() for g in grads])) < 1e-10
-    assert max(distance(a, b) for a, b in zip(found.weight_grads, by_weight, strict=True)) < 1e-10
+    assert within(distance(*(torch.cat([g.flatten() for g in each]) for each in (found.grads, grads))), 1e-10)
+    assert within(max(distance(a, b) for a, b in zip(found.weight_grads, by_weight, strict=True)), 1e-10)
     assert len({float(w[0]) for w in found.weight_grads}) == len(by_weight)
 
 
@@ -153,10 +154,10 @@ def test_both_are_finite_differences(update, num_steps):
     for h in (0.1, 1e-2, 1e-3):
         slope = (8 * (val_loss(h) - val_loss(-h)) - (val_loss(2 * h) - val_loss(-2 * h))) / (12 * h)
         errors[h] = abs(slope - wanted) / abs(wanted)
-    assert min(errors.values()) < 1e-8, errors
+    assert within(min(errors.values()), 1e-8), errors
     assert errors[0.1] > 10 * min(errors.values())
     adjoint = sum(float((g * d).sum()) for g, d in zip(found.grads, direction, strict=True))
-    assert abs(adjoint - wanted) < 1e-9 * abs(wanted)
+    assert within(abs(adjoint - wanted) / abs(wanted), 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -202,10 +203,10 @@ def test_a_joint_shuffle_changes_nothing_and_shuffled_weights_do():
     plain = both("adamw")[0]
     together = [Batch(b.inputs[order], b.targets[order], b.ids[order]) for b in train_batches()]
     shuffled = both("adamw", batches=together)[0]
-    assert abs(float(shuffled.val_loss - plain.val_loss)) < 1e-12
-    assert distance(shuffled.grads[0], plain.grads[0]) < 1e-10
+    assert within(abs(float(shuffled.val_loss - plain.val_loss)), 1e-12, "absolute")
+    assert within(distance(shuffled.grads[0], plain.grads[0]), 1e-10)
     for mine, other in zip(shuffled.weight_grads, plain.weight_grads, strict=True):
-        assert distance(mine, other[order]) < 1e-9
+        assert within(distance(mine, other[order]), 1e-9)
 
     class Astray(TinyRater):
         def forward(self, batch):
@@ -219,7 +220,7 @@ def test_a_joint_shuffle_changes_nothing_and_shuffled_weights_do():
 def test_softmax_weights_of_identical_examples_have_no_gradient():
     """Whatever the rater says, they share the batch equally."""
     same = [Batch(b.inputs[:1].repeat(4, 1), b.targets[:1].repeat(4, 1), b.ids) for b in train_batches()]
-    assert both_grad(SoftmaxRater(), same) < 1e-14
+    assert within(both_grad(SoftmaxRater(), same), 1e-14, "absolute")
     assert both_grad(SoftmaxRater(), train_batches()) > 1e-5
     assert both_grad(TinyRater(), same) > 1e-5
 
@@ -244,7 +245,7 @@ def test_frozen_parameters_and_dropout():
         found.append(meta_gradient(model, losses, train_batches(), rater, VALIDATION, inner, seed=5, **options))
         assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(other.grads[0], found[0].grads[0]) for other in found[:3])
-    assert distance(found[3].grads[0], found[4].grads[0]) < 1e-12
+    assert within(distance(found[3].grads[0], found[4].grads[0]), 1e-12)
     assert distance(found[3].grads[0], found[0].grads[0]) > 1e-2  # other pieces, other masks
     assert distance(found[0].grads[0], both("adamw")[0].grads[0]) > 1e-2
 

@@ -12,6 +12,7 @@ from heterodox.objective import CrossEntropy
 from heterodox.update.sparse import SET
 from heterodox.update.sparse.schedule import DecayingSchedule
 from heterodox.update.sparse.topology import Change, Sight
+from tests.measured import exactly, unheard
 from tests.tiny import tiny_batch, tiny_gpt
 from tests.tiny_sparse import (
     assert_growth_follows_the_gradient,
@@ -75,7 +76,8 @@ def test_looking_ahead_tells_the_step_that_follows(around, clip):
     born = grown_after(learner, 4, norms)
     ahead, masks = update.topology.seen.ahead, update.masks
     factor = ahead.clip
-    assert float(factor) == pytest.approx(1.0 if clip is None else clip / norms[-1], rel=1e-4)
+    with unheard():  # to the clip's epsilon
+        assert float(factor) == pytest.approx(1.0 if clip is None else clip / norms[-1], rel=1e-4)
     assert clip is None or factor < 0.5
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
     tensors = {path: tensor.clone() for path, tensor in split(update.state())[0].items()}
@@ -121,7 +123,8 @@ def test_all_candidates_take_the_same_step(monkeypatch):
     assert len(set(scored(30)[0])) == 3
     monkeypatch.setattr(DecayingSchedule, "decayed", lambda *_: 0.0)
     losses, without = scored(30)
-    assert losses[0] == losses[1] == losses[2] != without
+    assert exactly(losses[1:], [losses[0]] * 2)
+    assert without not in losses
 
 
 def test_aimed_children_grow_where_the_training_signal_is_largest():

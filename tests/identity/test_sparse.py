@@ -16,6 +16,7 @@ from heterodox.objective import CrossEntropy
 from heterodox.rating import Uniform
 from heterodox.update import AdamW, Sparse
 from heterodox.update.sparse.newborn import BurnIn
+from tests.measured import exactly
 from tests.tiny import tiny_batch, tiny_gpt
 from tests.tiny_sparse import (
     assert_growth_follows_the_gradient,
@@ -135,8 +136,8 @@ def test_burn_in_lengthens_the_steps_of_exactly_the_new_connections():
 
 def test_burn_in_rises_from_one_to_its_peak():
     five = BurnIn(steps=5, peak=1.5)
-    assert [five.factor(age) for age in range(1, 6)] == [1.0, 1.125, 1.25, 1.375, 1.5]
-    assert BurnIn(steps=1, peak=2.0).factor(1) == 2.0
+    assert exactly([five.factor(age) for age in range(1, 6)], [1.0, 1.125, 1.25, 1.375, 1.5])
+    assert exactly(BurnIn(steps=1, peak=2.0).factor(1), 2.0)
 
 
 @pytest.mark.parametrize(("new_weights", "share"), [("zero", 0.0), ("small", 0.1), ("he", 1.0)])
