@@ -81,8 +81,8 @@ class Services:
     """The model, the named random streams, the other ranks, and batches of one's own; `steps` the run will last.
 
     `steps` is None where the budget does not say. `open_run` reads another run's folder, and `tokenizer_sha256` is the
-    fingerprint of this one's tokenizer, None without a corpus. A part that reads something from outside of the run notes
-    a hash of it in `inputs`, under the recipe's key: the run is only resumed with the same.
+    fingerprint of this one's tokenizer, None without a corpus. A part that reads something from outside of the run
+    notes a hash of it in `inputs`, under the recipe's key: the run is only resumed with the same.
     """
 
     model: LanguageModel

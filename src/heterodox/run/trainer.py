@@ -58,13 +58,18 @@ class Trainer:
         while progress.spent(config.budget) < 1 and not interrupted:
             self._step()
             interrupted = self.session.comm.any(interrupt.received is not None)
-            last = interrupted or progress.spent(config.budget) >= 1
-            if progress.step % config.eval_every == 0 or (last and not interrupted):
+            done = progress.spent(config.budget) >= 1
+            if progress.step % config.eval_every == 0 or done:
                 self._evaluate()
             self.wall_seconds = time.perf_counter() - began
-            if progress.step % config.checkpoint_every == 0 or last:
+            if progress.step % config.checkpoint_every == 0 or done or interrupted:
                 self._checkpoint()
-        return "interrupted" if interrupted and progress.spent(config.budget) < 1 else "finished"
+        if interrupted and progress.spent(config.budget) < 1:
+            return "interrupted"
+        if self.evaluated_step != progress.step:  # resumed with nothing left of the budget
+            self._evaluate()
+            self._checkpoint()
+        return "finished"
 
     def _begin(self) -> None:
         """Evaluate the untrained model, measure what the rule holds and write the first checkpoint."""
