@@ -167,9 +167,9 @@ def _at(recipe: Recipe, seed: int, threads: int) -> Recipe:
 def visible_devices() -> list[str]:
     """The CUDA devices of this process by the names that CUDA_VISIBLE_DEVICES has for them, a child's too."""
     listed, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
-    return (
-        [str(number) for number in range(count)] if listed is None else [n.strip() for n in listed.split(",")][:count]
-    )
+    if listed is None:
+        return [str(number) for number in range(count)]
+    return [name.strip() for name in listed.split(",")][:count]
 
 
 def _portable(recipe: Recipe) -> dict[str, Any]:
