@@ -17,6 +17,8 @@ BAD = dedent('''\
 
     import torch
 
+    from heterodox.core.rng import Streams
+    from heterodox.core.state import restore
     from heterodox.credit import FeedbackAlignment
 
 
@@ -100,6 +102,27 @@ BAD = dedent('''\
             return signal
 
 
+    class Stubborn(FeedbackAlignment):
+        """Has the same feedback at every seed."""
+
+
+    class Averaging(FeedbackAlignment):
+        """Does nothing wrong: it also follows the mean of a gradient, which begins at zero, and follows it alone."""
+
+        mean = None
+
+        def signal(self, *given):
+            signal = super().signal(*given)
+            self.mean += 0.1 * (signal.grads["head.weight"] - self.mean)
+            return signal
+
+        def state(self):
+            return {"mean": {"head": self.mean}}
+
+        def load_state(self, tree):
+            restore({"head": self.mean}, tree.get("mean", {}), "mean")
+
+
     def _part(rule):
         title = rule.__name__.lower()
 
@@ -108,18 +131,21 @@ BAD = dedent('''\
             name = title
 
             def build(self, model, streams):
-                return rule(self.draw_all(model, streams))
+                found = rule(self.draw_all(model, Streams(0) if rule in (Stubborn, Averaging) else streams))
+                found.mean = torch.zeros_like(model.head.weight)
+                return found
 
         rule.Config = Config
 
 
-    for _rule in (Liar, Cheap, Restless, Forgetful, Deaf, Hasty, Buggy, Idle, Counting):
+    for _rule in (Liar, Cheap, Restless, Forgetful, Deaf, Hasty, Buggy, Idle, Counting, Stubborn, Averaging):
         _part(_rule)
 ''')
 CAUGHT = {
     "liar": ("tells_the_truth_in_its_manifest", "is called backprop, but is not the gradient"),
     "cheap": ("reports_its_costs", "FLOPs, PyTorch counts"),
     "restless": ("learns_and_repeats_itself", "two runs of one seed: "),
+    "stubborn": ("remembers_what_it_needs", "two seeds drew the same numbers"),
     "forgetful": ("remembers_what_it_needs", "a state without its tensors is accepted"),
     "counting": ("resumes_to_the_same_bits", "a resumed run and a whole one: "),
     "deaf": ("weights_examples", "the loss is "),
@@ -130,7 +156,7 @@ CAUGHT = {
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory):
-    rules = {name: f"bad_rules:{name.capitalize()}" for name in [*CAUGHT, "buggy"]}
+    rules = {name: f"bad_rules:{name.capitalize()}" for name in [*CAUGHT, "buggy", "averaging"]}
     folder = distribution(tmp_path_factory.mktemp("bad"), {"bad_rules": BAD}, {"heterodox.credit": rules})
     with installed(folder):
         yield
@@ -145,6 +171,11 @@ def test_a_rule_that_does_wrong_is_caught(bad, credit, tmp_path):
     check, words = CAUGHT[credit]
     with pytest.raises(Violation, match=words):
         checked(check, credit, tmp_path)
+
+
+@pytest.mark.parametrize("check", ["remembers_what_it_needs", "resume_needs_the_rules_state"])
+def test_a_rule_that_begins_alike_at_every_seed_is_right(bad, check, tmp_path):
+    checked(check, "averaging", tmp_path)
 
 
 def test_a_checkpoint_without_its_state_may_not_be_resumed(bad, tmp_path):

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import platform
 import shlex
 import sys
@@ -55,9 +56,14 @@ class Study:
         ]
 
     def _slots(self, jobs: int | None, num_runs: int) -> list[str | None]:
-        if choose_device(self.recipes[0].run.device) == "cpu":
+        """A device for each run at a time: those that the recipes name, or all if one leaves it open."""
+        named = [r.run.device for r in self.recipes if choose_device(r.run.device) != "cpu"]
+        if not named:
             return [None] * min(jobs or cores(), num_runs)
-        return [str(index % torch.cuda.device_count()) for index in range(jobs or torch.cuda.device_count())]
+        devices = visible_devices()
+        if all(name.startswith("cuda:") for name in named):
+            devices = [devices[number] for number in sorted({int(name[5:]) for name in named})]
+        return [devices[index % len(devices)] for index in range(jobs or len(devices))]
 
     def run(self, watch: Watch | None = None) -> dict[str, Any]:
         """Train what is not finished yet, then write `results.json` and `report.html`; returns the results.
@@ -153,7 +159,17 @@ def _at(recipe: Recipe, seed: int, threads: int) -> Recipe:
     data["seed"] = seed
     if data["run"]["threads"] is None:
         data["run"]["threads"] = threads
+    if data["run"]["device"].startswith("cuda:") and data["run"]["device"] != "cuda:0":
+        data["run"]["device"] = "cuda"  # its process sees one device, the first
     return check(data)
+
+
+def visible_devices() -> list[str]:
+    """The CUDA devices of this process by the names that CUDA_VISIBLE_DEVICES has for them, a child's too."""
+    listed, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+    if listed is None:
+        return [str(number) for number in range(count)]
+    return [name.strip() for name in listed.split(",")][:count]
 
 
 def _portable(recipe: Recipe) -> dict[str, Any]:

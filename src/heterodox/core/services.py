@@ -1,7 +1,7 @@
 """What a run offers to the parts that need more than their recipe section."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -81,7 +81,8 @@ class Services:
     """The model, the named random streams, the other ranks, and batches of one's own; `steps` the run will last.
 
     `steps` is None where the budget does not say. `open_run` reads another run's folder, and `tokenizer_sha256` is the
-    fingerprint of this one's tokenizer, None without a corpus.
+    fingerprint of this one's tokenizer, None without a corpus. A part that reads something from outside of the run
+    notes a hash of it in `inputs`, under the recipe's key: the run is only resumed with the same.
     """
 
     model: LanguageModel
@@ -91,6 +92,7 @@ class Services:
     steps: int | None = None
     open_run: Callable[[Path], SavedRun] = no_runs
     tokenizer_sha256: str | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -1,9 +1,11 @@
 """The rater that another run trained: as its learner, or before its first step for its own rating."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
@@ -59,6 +61,12 @@ def load_rater(saved: SavedRun, options: MetaOptions, folder: Path, like: Tensor
     if not any(isinstance(parameter, FakeTensor) for parameter in parameters.values()):
         restore(parameters, weights, "rater parameter")
     return network
+
+
+def rater_fingerprint(saved: SavedRun, folder: Path) -> str:
+    """SHA-256 of the averaged rater's weights."""
+    with unset_fake_temporarily():
+        return hashlib.sha256(safetensors.torch.save(dict(_weights(saved, folder)))).hexdigest()
 
 
 def _weights(saved: SavedRun, folder: Path) -> Mapping[str, Tensor]:

@@ -1,6 +1,7 @@
 """Inner models: each with its weights, moments, age and batches; as many as the options say, over all ranks."""
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -140,9 +141,17 @@ def open_batches(services: Services, split: LearnableSplit, batch_size: int, k: 
 
 
 def duplicate(model: nn.Module) -> nn.Module:
-    """A copy with weights and buffers of its own; of fake tensors, too, which `copy.deepcopy` alone cannot copy."""
+    """A copy with weights and buffers of its own; of fake tensors, too, which `copy.deepcopy` alone cannot copy.
+
+    Methods that the model has replaced by its own, such as compiled ones, are the class's again in the copy: those are
+    bound to the original, whose weights they would use.
+    """
     given = [*model.parameters(), *model.buffers()]
     copies: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in given}
     for parameter in model.parameters():
         copies[id(parameter)] = nn.Parameter(copies[id(parameter)], requires_grad=parameter.requires_grad)
-    return copy.deepcopy(model, copies)
+    copied = copy.deepcopy(model, copies)
+    for module in copied.modules():
+        for name in [name for name in vars(module) if inspect.isfunction(getattr(type(module), name, None))]:
+            delattr(module, name)
+    return copied

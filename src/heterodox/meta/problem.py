@@ -133,11 +133,10 @@ class WeightedLoss(Generic[B]):
     def _record(self, losses: Tensor, leaves: list[Any], weights: Tensor, count: int) -> Recorded:
         leaf = weights.detach().clone().requires_grad_()  # the caller's may change before the graph is used
         loss = (losses @ leaf) / count
-        gradients = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-        return Recorded(leaves, leaf, gradients, losses.detach())
+        return Recorded(leaves, leaf, _connected(loss, leaves, create_graph=True), losses.detach())
 
     def _differentiate(self, loss: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        return _connected(loss, self.parameters)
 
     def _pieces(self, batch: B, weights: Tensor) -> Iterator[tuple[B, Tensor]]:
         size = self.micro_batch or len(weights)
@@ -191,6 +190,13 @@ def has_dropout(model: nn.Module) -> bool:
 def flat(tensors: Any) -> Flat:
     """One vector of all of them."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _connected(loss: Tensor, leaves: list[Any], *, create_graph: bool = False) -> tuple[Tensor, ...]:
+    """∂loss/∂leaves, zeros for leaves without a part in it; that none has one is a mistake."""
+    found = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
+    assert any(gradient is not None for gradient in found), "the losses do not depend on the weights: another model's?"
+    return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True))
 
 
 def _like(vector: Flat, tensors: tuple[Tensor, ...]) -> list[Tensor]:

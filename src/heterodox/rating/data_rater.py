@@ -21,7 +21,7 @@ from heterodox.core.services import Services, no_supply
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Diagnosis
 from heterodox.meta.cost import training_cost
-from heterodox.meta.load import load_rater, rater_options
+from heterodox.meta.load import load_rater, rater_fingerprint, rater_options
 from heterodox.meta.options import surrogates, too_wide
 from heterodox.meta.population import check_population
 from heterodox.meta.rater import Rater, build_rater
@@ -108,6 +108,7 @@ class DataRater(Filter):
             saved = services.open_run(self.folder)
             options = rater_options(saved, self.folder, services.tokenizer_sha256)
             self.network = load_rater(saved, options, self.folder, model.head.weight)
+            services.inputs["rating.rater"] = rater_fingerprint(saved, self.folder)
         self.weigh = ScoreWeighting(options.weighting)
 
     def score(self, batch: Batch) -> Float[Tensor, " batch"]:

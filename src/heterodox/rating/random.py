@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heterodox.core.errors import CheckpointError
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.core.state import Tree
@@ -48,4 +49,6 @@ class Random(Filter):
         return {"count": self.count}
 
     def load_state(self, tree: Tree) -> None:
-        self.count = int(tree.get("count", 0))
+        if "count" not in tree:
+            raise CheckpointError("the checkpoint lacks the random rating's count: it belongs to another recipe")
+        self.count = int(tree["count"])

@@ -43,7 +43,8 @@ def score_run(
 
     `overrides` change the run's data, and nothing else; the run's tokenizer reads what they name. With `index`, the
     ids of the best `keep` go there. `noisy` plants the recipe's noise in a held-out split first. With noise there is
-    an AUC by kind. Raises `RecipeError` for other overrides or data of another tokenizer, `CorpusError` or `CheckpointError` for what cannot be read or written.
+    an AUC by kind. Raises `RecipeError` for other overrides or data of another tokenizer, `CorpusError`
+    or `CheckpointError` for what cannot be read or written.
     """
     changes = list(overrides)
     stray = [change for change in changes if change.partition("=")[0].split(".")[0] != "data"]

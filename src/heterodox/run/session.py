@@ -1,9 +1,10 @@
 """From a recipe to the objects that train: data, model, parts, learner."""
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Session:
     model: LanguageModel
     learner: Learner
     loader: Batches
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Hashes of what was read from outside besides the corpus, by the recipe's keys."""
 
     @cached_property
     def val_batches(self) -> Sequence[Batch]:
@@ -148,13 +151,14 @@ def build_learner(
     comm: Comm,
     supply: Supply = no_supply,
     tokenizer_sha256: str | None = None,
+    inputs: dict[str, str] | None = None,
 ) -> Any:
     """The recipe's learner of its four parts around `model`, each connected to the run's services if it asks for them.
 
-    It is a `core.protocols.Learner`; which one, the recipe says.
+    It is a `core.protocols.Learner`; which one, the recipe says. Parts note in `inputs` what they read from outside.
     """
-    streams = Streams(recipe.seed)
-    services = Services(model, streams, comm, supply, recipe.run.budget.steps, open_run, tokenizer_sha256)
+    streams, noted = Streams(recipe.seed), {} if inputs is None else inputs
+    services = Services(model, streams, comm, supply, recipe.run.budget.steps, open_run, tokenizer_sha256, noted)
     parts: dict[str, Any] = {
         "objective": recipe.objective.build(),
         "rating": recipe.rating.build(),
@@ -204,10 +208,13 @@ def open_session(recipe: Recipe, comm: Comm, device: str) -> Session:
     dataset = recipe.data.build()
     model = build_model(recipe, dataset.tokenizer.vocab_size, device)
     supply = supply_of(recipe, dataset, streams, comm, device)
-    learner = build_learner(recipe, model, comm, supply, dataset.tokenizer.fingerprint)
+    inputs = {"data.tokenizer": dataset.tokenizer.fingerprint}
+    if recipe.data.filter is not None and (chosen := dataset.splits["train"].examples) is not None:
+        inputs["data.filter.scores"] = hashlib.sha256(chosen.ids.astype("<i8").tobytes()).hexdigest()
+    learner = build_learner(recipe, model, comm, supply, dataset.tokenizer.fingerprint, inputs)
     learner.begin()
     loader = supply("train", recipe.rating.drawn(recipe.run.batch_size))
-    session = Session(recipe, device, streams, comm, dataset, model, learner, loader)
+    session = Session(recipe, device, streams, comm, dataset, model, learner, loader, inputs)
     # Too short a split or a prompt that cannot be written shows here, before anything is.
     _ = session.val_batches, session.test_batches, session.prompt
     return session

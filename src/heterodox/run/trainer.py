@@ -58,13 +58,18 @@ class Trainer:
         while progress.spent(config.budget) < 1 and not interrupted:
             self._step()
             interrupted = self.session.comm.any(interrupt.received is not None)
-            last = interrupted or progress.spent(config.budget) >= 1
-            if progress.step % config.eval_every == 0 or (last and not interrupted):
+            done = progress.spent(config.budget) >= 1
+            if progress.step % config.eval_every == 0 or done:
                 self._evaluate()
             self.wall_seconds = time.perf_counter() - began
-            if progress.step % config.checkpoint_every == 0 or last:
+            if progress.step % config.checkpoint_every == 0 or done or interrupted:
                 self._checkpoint()
-        return "interrupted" if interrupted and progress.spent(config.budget) < 1 else "finished"
+        if interrupted and progress.spent(config.budget) < 1:
+            return "interrupted"
+        if self.evaluated_step != progress.step:  # resumed with nothing left of the budget
+            self._evaluate()
+            self._checkpoint()
+        return "finished"
 
     def _begin(self) -> None:
         """Evaluate the untrained model, measure what the rule holds and write the first checkpoint."""
@@ -153,6 +158,7 @@ class Trainer:
                 "evaluated_step": self.evaluated_step,
                 "warnings": self.warnings,
                 "corpus_sha256": session.dataset.corpus_sha256,
+                "inputs": session.inputs,
             }
             state = {"learner": learned, "loader": session.loader.state()}
             model = dict(session.model.state_dict())
@@ -162,15 +168,12 @@ class Trainer:
     def resume(self, name: str | None = None) -> None:
         """Go on from the checkpoint `name`, by default the latest.
 
-        Raises `CheckpointError` for a damaged checkpoint, another model's, or another corpus.
+        Raises `CheckpointError` for a damaged checkpoint, another model's, or another corpus, tokenizer or the like.
         """
         model, state, values = self.folder.checkpoints.load(name)
-        found = self.session.dataset.corpus_sha256
-        if values["corpus_sha256"] != found:
-            raise CheckpointError(
-                f"{self.folder.path} was trained on a corpus with SHA-256 {values['corpus_sha256'][:12]}…, the "
-                f"recipe's has {found[:12]}…: give the original corpus, or another --out"
-            )
+        self._require("corpus", values["corpus_sha256"], self.session.dataset.corpus_sha256)
+        for key, sha256 in values.get("inputs", {}).items():  # checkpoints had none at first
+            self._require(key, sha256, self.session.inputs.get(key, sha256))
         restore(dict(self.session.model.state_dict()), model, "weight")
         device = self.session.device
         self.session.learner.load_state(map_tensors(state["learner"], lambda tensor: tensor.to(device)))
@@ -180,3 +183,11 @@ class Trainer:
         self.wall_seconds = values["wall_seconds"]
         self.val_loss, self.evaluated_step = values["val_loss"], values["evaluated_step"]
         self.warnings = values["warnings"]
+
+    def _require(self, what: str, there: str, here: str) -> None:
+        """Refuse to go on with another corpus or the like than the run began with."""
+        if there != here:
+            raise CheckpointError(
+                f"{self.folder.path} was trained with another {what} (fingerprint {there[:12]}…, the recipe's has "
+                f"{here[:12]}…): give the original {what}, or another --out"
+            )

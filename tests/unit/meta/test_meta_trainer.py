@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from heterodox.meta.problem import WeightedLoss
+from heterodox.meta.session import TokenLoss
 from heterodox.meta.trainer import adjoint_growth, explosion
 from tests.meta_training import meta_trainer, weights_of
-from tests.tiny import tiny_batch
+from tests.tiny import tiny_batch, tiny_gpt
 
 
 def rounds(trainer, count: int):
@@ -184,3 +185,15 @@ def test_the_growth_of_the_adjoint_and_when_it_is_worth_a_warning():
     assert "adjoint_growth" not in trainer.step().metrics
     end = trainer.step()
     assert trainer.growth == float(end.metrics["adjoint_growth"]) > 1
+
+
+def test_losses_of_another_model_are_no_gradient_of_zero():
+    model, other, batch = tiny_gpt(), tiny_gpt(), tiny_batch()
+    problem = WeightedLoss(model, lambda _, batch: TokenLoss().losses(other(batch.inputs), batch))
+    even = torch.ones(4, dtype=torch.float64)
+    for ask in (
+        lambda: problem.gradient(batch, even, 0),
+        lambda: problem.second_order(batch, even, 0, lambda gradient: gradient),
+    ):
+        with pytest.raises(AssertionError, match="do not depend on the weights"):
+            ask()

@@ -6,6 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from heterodox.core.comm import Solo
+from heterodox.core.errors import CheckpointError
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.objective import CrossEntropy
@@ -49,6 +50,8 @@ def test_random_draws_anew_and_goes_on_where_it_was():
     assert not torch.equal(first, second)
     other.load_state({"count": 1})
     assert torch.equal(other.select(batch).ids, second)
+    with pytest.raises(CheckpointError, match="lacks the random rating's count"):
+        other.load_state({})
 
 
 @pytest.mark.parametrize(

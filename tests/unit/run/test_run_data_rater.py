@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from heterodox.core.comm import Solo
 from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.core.protocols import LanguageModel
 from heterodox.log.jsonl import read_rows
 from heterodox.run.config import Budget
 from heterodox.run.plan import plan
@@ -127,3 +128,24 @@ def test_a_rater_trained_in_the_same_run_is_charged(tmp_path):
     name = "state/learner/rating/rater/head.weight"
     assert torch.equal(before[name], tensors(tmp_path / "run")[name])
     assert before[name].abs().max() > 0
+
+
+def test_a_rater_trained_in_a_compiled_run_learns_from_models_of_its_own(tmp_path, monkeypatch):
+    """What `compile` puts in the place of a method is bound to the run's own model."""
+    compiled = []
+
+    def bind(model):
+        features, readout = model.features, model.readout
+        model.features, model.readout = lambda tokens: features(tokens), lambda hidden: readout(hidden)
+        compiled.append(model)
+
+    monkeypatch.setattr(LanguageModel, "compile", bind)
+    options = {key: value for key, value in LEARNER.items() if key != "name"} | {"rounds": 1}
+    for name, switched_on in (("plain", False), ("compiled", True)):
+        recipe = user_recipe({"train": options, "keep": 0.5}, name=name)
+        train(
+            recipe.model_copy(update={"run": recipe.run.model_copy(update={"compile": switched_on})}), tmp_path / name
+        )
+    assert len(compiled) == 1
+    assert tensors(tmp_path / "plain")["state/learner/rating/rater/head.weight"].abs().max() > 0
+    assert_same_bits(tensors(tmp_path / "plain"), tensors(tmp_path / "compiled"))

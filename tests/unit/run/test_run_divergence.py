@@ -12,7 +12,10 @@ from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.train import train
 from heterodox.run.trainer import Trainer
 from tests.command import heterodox, recipe_file
-from tests.tiny import tiny_recipe
+from tests.tiny import tiny_batch, tiny_recipe
+from tests.tiny_sparse import options, sparse_learner
+
+topologies = pytest.mark.parametrize("topology", ["set", "rigl", "magnitude", "sparsae"])
 
 
 @pytest.mark.parametrize("rate", [1e6, 1e30])
@@ -87,3 +90,27 @@ def test_a_rules_own_measure_may_be_undefined(tmp_path, monkeypatch):
     monkeypatch.setattr(Backprop, "signal", signal)
     assert train(tiny_recipe(), tmp_path / "run").summary["status"] == "finished"
     assert [row["ratio"] for row in read_rows(tmp_path / "run" / "metrics.jsonl", "train")] == [None] * 7
+
+
+@pytest.mark.parametrize("around", ["sgd", "adamw"])
+@topologies
+def test_a_sparse_run_that_diverges_between_two_looks_at_the_loss(topology, around, tmp_path):
+    """Its events come before anybody sees that the weights are no numbers."""
+    update = {"name": "sparse", "around": {"name": around, "lr": 1e30}, "topology": options(topology, every=10)}
+    run = {"log_every": 1000, "eval_every": 1000, "checkpoint_every": 1000, "schedule": "constant"}
+    summary = train(tiny_recipe(update=update, learner={"clip": None}, run=run), tmp_path / "run").summary
+    assert summary["status"] == "diverged"
+    assert summary["message"].startswith("The loss became nan at step 2,")
+    assert summary["message"].endswith("The last good checkpoint is step-00000000.")
+
+
+@topologies
+def test_there_is_no_event_among_weights_that_are_no_numbers(topology):
+    learner = sparse_learner(options(topology))
+    learner.step(tiny_batch(seed=1))
+    learner.step(tiny_batch(seed=2))
+    before = learner.update.masks.flat.clone()
+    with torch.no_grad():
+        next(iter(learner.model.blocks.parameters())).fill_(torch.nan)
+    assert learner.step(tiny_batch(seed=3)).events == []
+    assert torch.equal(learner.update.masks.flat, before)

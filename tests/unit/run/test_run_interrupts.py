@@ -69,6 +69,28 @@ def test_a_signal_in_the_last_step_finds_the_run_finished(recipe, whole, tmp_pat
     assert_same_bits(tensors(tmp_path / "run"), tensors(whole))
 
 
+def test_a_finished_run_is_evaluated_where_it_ended(recipe, tmp_path, monkeypatch):
+    """Whether a signal came in its last step, or it was resumed with a budget that was already spent."""
+    shorter = ("run.budget.steps=17", "run.schedule=constant")
+    plain, signalled, lowered = (tmp_path / name for name in ("plain", "signalled", "lowered"))
+    assert heterodox("train", recipe, *shorter, "--out", plain, "--quiet").code == 0
+    for out, budget, code in ((signalled, shorter, 0), (lowered, ("run.schedule=constant",), 143)):
+        with monkeypatch.context() as patch:
+            signal_at(17, signal.SIGTERM, patch)
+            assert heterodox("train", recipe, *budget, "--out", out).code == code
+    again = ("train", recipe, *shorter, "--out", lowered, "--resume", "--quiet")
+    assert [heterodox(*again).code for _ in range(2)] == [0, 0]
+    wanted = json.loads((plain / "summary.json").read_text())
+    assert (wanted["status"], wanted["val_step"]) == ("finished", 17)
+    for out in (signalled, lowered):
+        summary = json.loads((out / "summary.json").read_text())
+        assert {key: summary[key] for key in ("status", "val_step", "val_loss", "test_loss")} == {
+            key: wanted[key] for key in ("status", "val_step", "val_loss", "test_loss")
+        }
+        assert timeless(out) == timeless(plain)
+        assert_same_bits(tensors(out), tensors(plain))
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_before_training_nothing_is_written_or_said(number, code, recipe, tmp_path, monkeypatch):
     def opening(*_):

@@ -206,5 +206,5 @@ def test_a_corpus_that_has_changed_is_not_probed(tmp_path):
     (tmp_path / "text.txt").write_text("that is the question " * 500)
     with pytest.raises(CheckpointError, match="was trained on another corpus"):
         probe_run(tmp_path / "run")
-    with pytest.raises(CheckpointError, match="was trained on a corpus with SHA-256"):
+    with pytest.raises(CheckpointError, match="was trained with another corpus"):
         train(load_run(tmp_path / "run").recipe, tmp_path / "run", resume=True)

@@ -40,6 +40,12 @@ class Sight:
     window: Window | None
     streams: Streams
 
+    @property
+    def finite(self) -> bool:
+        """Whether weights and signal are numbers, which alone have an order."""
+        seen = [self.weights] if self.signal is None else [self.weights, self.signal]
+        return all(bool(tensor.isfinite().all()) for tensor in seen)
+
     def generator(self, *names: str | int) -> torch.Generator:
         """Random numbers for this event alone, the same on every rank."""
         return self.streams.generator("rule", "topology", self.step, *names)

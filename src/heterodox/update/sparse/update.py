@@ -135,8 +135,7 @@ class Sparse:
         if not self._selected:  # used without a learner
             self.select(grads)
         self._selected = False
-        self._report = UpdateReport(events=self._begun)
-        self._begun = []
+        self._report, self._begun = UpdateReport(events=self._begun), []
         young = {name: parameters[name].data for name in self.nursery.entries if name in grads}
         before = self.nursery.before(young)
         self.around.apply(parameters, grads, scale)
@@ -152,7 +151,7 @@ class Sparse:
 
     @torch.no_grad()
     def _event(self, parameters: Mapping[str, nn.Parameter], scale: float) -> None:
-        """Let the topology change the mask."""
+        """Let the topology change the mask, but not that of a run that has diverged, which the next loss will show."""
         began = now(self.masks.flat)
         masks = self.masks
         weights = masks.join({name: parameters[name] for name in masks.names})
@@ -167,6 +166,8 @@ class Sparse:
             window=self.window,
             streams=self.streams,
         )
+        if not sight.finite:
+            return
         change = self.topology.change(sight)
         before = masks.flat.clone()
         if change is not None:
