@@ -112,9 +112,12 @@ class Sparsae(Topology):
         if self.bounds is None:
             return None
         window, micro, held_out = sight.window, self._micro, self._held_out
-        assert window is not None, "Sparsae scores candidates through a window: call watch"
-        assert micro is not None, "Sparsae scores candidates on batches of its own: connect it to a supply"
-        assert held_out is not None
+        if window is None or micro is None or held_out is None:
+            lacking = "batches of its own (Services.supply)" if window is not None else "a window on its losses (watch)"
+            raise RecipeError(
+                f"update.topology sparsae scores candidates, and was given a model without {lacking}; train it by a "
+                "learner, or take static, magnitude, set or rigl, which need neither"
+            )
         proxy, bounds, resets = self.proxy, self.bounds, self.resets
         generation = Generation(self.options, sight, window, micro, bounds, resets.probability)
         proxy.score(generation.rows, done := self.events / max(self.options.num_events(sight.steps), 1))
