@@ -9,6 +9,7 @@ from heterodox.credit.feedback import linear_layers
 from tests.measured import differ, on_average
 from tests.signals import KEY_BIASES, grads_of, same
 from tests.tiny import tiny_gpt
+from tests.tiny_sparse import options, sparse_learner
 
 
 def equal_sized_gpt(size: float | None = None):
@@ -27,6 +28,38 @@ def test_where_all_weights_of_a_layer_have_one_size_it_is_backprop():
     for name, gradient in exact.items():
         assert (gradient.norm() > 1e-6) == (name not in KEY_BIASES), f"degenerate: {name} has no gradient"
         assert same(mirrored[name], gradient), name
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8])
+def test_under_masks_it_is_backprop_where_all_active_weights_have_one_size(sparsity):
+    model = equal_sized_gpt()
+    masks = sparse_learner(options("static"), model=model, sparsity=sparsity, distribution="uniform").update.masks
+    assert len(masks.views) == 12
+    zeros = sum(int((model.get_parameter(name) == 0).sum()) for name in masks.views)
+    assert zeros == masks.size - round((1 - sparsity) * masks.size)
+    exact, mirrored = grads_of(Backprop(), model), grads_of(SignSymmetry(), model)
+    for name, gradient in exact.items():
+        assert (gradient.norm() > 1e-6) == (name not in KEY_BIASES), f"degenerate: {name} has no gradient"
+        assert same(mirrored[name], gradient), name
+
+
+def test_a_layer_of_zeros_sends_nothing_back():
+    model = tiny_gpt()
+    with torch.no_grad():
+        model.blocks[1].mlp.proj.weight.zero_()
+    assert not SignSymmetry().feedback(model)["blocks.1.mlp.proj"].any()
+    grads = grads_of(SignSymmetry(), model)
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in grads.values())
+    assert not grads["blocks.1.mlp.fc.weight"].any()
+    assert grads["blocks.1.mlp.proj.weight"].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_zeros_the_magnitude_is_the_mean_of_all_to_the_bit(dtype):
+    model = tiny_gpt(dtype, width=24)
+    for name, layer in linear_layers(model).items():
+        mean = layer.weight.detach().norm(1) / float(layer.weight.numel())
+        assert torch.equal(SignSymmetry().feedback(model)[name], layer.weight.detach().sign() * mean), name
 
 
 def test_and_elsewhere_it_is_not():
@@ -79,7 +112,8 @@ def test_the_matrices_have_the_signs_and_the_magnitudes_that_were_asked_for(magn
         if magnitude == "random":
             assert sizes.std() > 0.1, name
         else:
-            wanted = layers[name].weight.abs().mean() if magnitude == "mean" else torch.tensor(0.3).double()
+            there = layers[name].weight[matrix != 0].abs()
+            wanted = there.mean() if magnitude == "mean" else torch.tensor(0.3).double()
             assert torch.allclose(sizes, wanted.expand_as(sizes)), name
     if magnitude == "random":
         sizes = torch.cat([matrix[matrix != 0] for matrix in before.values()])

@@ -49,12 +49,21 @@ def test_density_one_is_dense_to_the_bit(topology):
     assert not torch.equal(dense["head.weight"], other["head.weight"])
 
 
-def test_no_children_is_static_to_the_bit():
-    static = walked(sparse_learner(options("static"), distribution="uniform"))
-    none = walked(sparse_learner(options("sparsae", children=0), distribution="uniform"))
-    some = walked(sparse_learner(options("sparsae", children=3, selection="random"), distribution="uniform"))
-    assert all(torch.equal(static[name], none[name]) for name in static)
-    assert not all(torch.equal(static[name], some[name]) for name in static)
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.6, 0.8])
+def test_no_children_is_static_to_the_bit(sparsity):
+    """At the default distribution and bounds, also where these would move the counts of layers or refuse them all."""
+    static, none, some = (
+        sparse_learner(section, sparsity=sparsity)
+        for section in (
+            options("static"),
+            options("sparsae", children=0, bounds={}),
+            options("sparsae", children=3, selection="random"),
+        )
+    )
+    assert static.update.masks.counts() == none.update.masks.counts()
+    weights, same, other = walked(static), walked(none), walked(some)
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    assert not all(torch.equal(weights[name], other[name]) for name in weights)
 
 
 def test_the_clip_sees_masked_gradients_alone():

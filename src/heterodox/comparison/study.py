@@ -42,6 +42,7 @@ class Study:
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise RecipeError(f"two recipes are called {min(twice)!r}; give each a `name` of its own")
+        _require_same_windows(recipes)
         self.out = out
         self.recipes = list(recipes)
         self.seeds = [recipes[0].seed + offset for offset in range(num_seeds)]
@@ -151,7 +152,27 @@ class Study:
 def _tokens_of(dataset: Dataset) -> tuple[Any, ...]:
     """What two datasets must have in common for losses on them to be comparable."""
     described = dataset.describe()
-    return tuple(described[key] for key in ("sha256", "tokenizer_sha256", "tokens"))
+    return (*(described[key] for key in ("sha256", "tokenizer_sha256", "tokens")), dataset.cut)
+
+
+def _require_same_windows(recipes: Sequence[Recipe]) -> None:
+    """Raise `RecipeError` where losses would be means over different windows of the same tokens."""
+    first = _windows_of(recipes[0])
+    for recipe in recipes[1:]:
+        other = _windows_of(recipe)
+        differing = [f"{key} {first[key]} and {other[key]}" for key in first if first[key] != other[key]]
+        if differing:
+            raise RecipeError(
+                f"{recipes[0].name} and {recipe.name} would be evaluated on different windows, so their losses cannot "
+                f"be compared: {', '.join(differing)}; give them the same"
+            )
+
+
+def _windows_of(recipe: Recipe) -> dict[str, int | str]:
+    """What decides which windows of val and test a recipe is evaluated on, by key."""
+    run = recipe.run
+    windows = "all" if run.eval_batches is None else run.eval_batches * run.eval_batch_size
+    return {"model.context": recipe.model.context, "run.eval_batches × run.eval_batch_size": windows}
 
 
 def _at(recipe: Recipe, seed: int, threads: int) -> Recipe:

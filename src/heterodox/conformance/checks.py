@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from heterodox.conformance.memory import remembers_what_it_needs, resume_needs_the_rules_state
-from heterodox.conformance.one_signal import SYMBOLS, changed, one_signal
+from heterodox.conformance.one_signal import SYMBOLS, changed, one_signal, shortened
 from heterodox.conformance.saved import require_same_bits, tensors, timeless
 from heterodox.conformance.violation import require
 from heterodox.core.comm import Solo
@@ -93,8 +93,11 @@ def tells_the_truth_in_its_manifest(recipe: Recipe, folder: Path) -> None:
 
 
 def moves_all_but_the_frozen(recipe: Recipe, folder: Path) -> None:
-    """After three steps every parameter has moved but those called frozen; nobody touches `.grad`."""
-    short = changed(recipe, run={"budget": {"steps": 3}})
+    """After three steps every parameter has moved but those called frozen; nobody touches `.grad`.
+
+    Where a part refuses to run for three, after the whole run.
+    """
+    short = shortened(recipe, 3)
     run = train(short, folder)
     initial = build_model(short, run.model.head.out_features, "cpu").state_dict()
     manifest = build_learner(short, run.model, Solo()).manifest()

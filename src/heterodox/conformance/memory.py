@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from heterodox.conformance.one_signal import SYMBOLS, changed, one_signal
+from heterodox.conformance.one_signal import SYMBOLS, one_signal, shortened
 from heterodox.conformance.tiny import tiny_batch
 from heterodox.conformance.violation import Violation, require
 from heterodox.core.errors import CheckpointError
@@ -48,20 +48,20 @@ def _require_draws_of_its_own(one: dict[str, Tensor], other: dict[str, Tensor]) 
 
 def resume_needs_the_rules_state(recipe: Recipe, folder: Path) -> None:
     """A run whose checkpoint lacks something that the rule remembers is never resumed with fresh numbers."""
-    short = changed(recipe, run={"budget": {"steps": 2}, "sampling": {"tokens": 0}})
-    train(short, folder)
+    short = shortened(recipe, 2, sampling={"tokens": 0})
+    steps = train(short, folder).summary["steps"]
     checkpoints = Checkpoints(folder / "checkpoints")
     model, state, values = checkpoints.load()
     remembered = state["learner"].pop("credit", {})
     for left in _damages(remembered):
-        checkpoints.save(2, model, state | {"learner": state["learner"] | {"credit": left}}, values)
+        checkpoints.save(steps, model, state | {"learner": state["learner"] | {"credit": left}}, values)
         try:
             train(short, folder, resume=True)
         except CheckpointError as error:
             require("lacks" in str(error), f"a damaged checkpoint is refused, but with the words: {error}")
         else:
             raise Violation(f"of {sorted(remembered)} the checkpoint kept {sorted(left)}, and the run went on")
-    checkpoints.save(2, model, state | {"learner": state["learner"] | {"credit": remembered}}, values)
+    checkpoints.save(steps, model, state | {"learner": state["learner"] | {"credit": remembered}}, values)
     status = train(short, folder, resume=True).summary["status"]
     require(status == "finished", f"with the whole state the resumed run {status}")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from heterodox.conformance.tiny import tiny_batch
 from heterodox.core.comm import Solo
+from heterodox.core.errors import RecipeError
 from heterodox.core.protocols import Credit, LanguageModel
 from heterodox.core.types import Batch, Signal
 from heterodox.objective import CrossEntropy
@@ -23,6 +24,14 @@ ALONE = {"objective": "cross_entropy", "rating": "uniform", "update": "sgd", "le
 def changed(recipe: Recipe, **sections: Any) -> Recipe:
     """`recipe` with `sections` over it."""
     return check(merge(recipe.dump(), sections))
+
+
+def shortened(recipe: Recipe, steps: int, **run: Any) -> Recipe:
+    """`recipe` for so many steps, or at its own length where a part refuses to run for so few; `run` over it."""
+    try:
+        return changed(recipe, run={"budget": {"steps": steps}} | run)
+    except RecipeError:
+        return changed(recipe, run=run)
 
 
 @dataclass

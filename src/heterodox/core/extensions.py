@@ -151,6 +151,15 @@ class StructuralUpdate(Update, Protocol):
 
 
 @runtime_checkable
+class PerToken(Objective, Protocol):
+    """An objective that is a mean over positions, and can tell them apart."""
+
+    def token_losses(self, logits: Float[Tensor, "batch time vocab"], batch: Batch) -> Float[Tensor, "batch time"]:
+        """The objective of each position; their mean over an example is its `losses`."""
+        ...
+
+
+@runtime_checkable
 class EvolvingObjective(Objective, Protocol):
     """An objective that changes as the model learns."""
 

@@ -2,12 +2,13 @@
 
     δ_l = (m ⊙ sign(W_{l+1}))ᵀ δ_{l+1} ⊙ f'(a_l)   in place of   δ_l = W_{l+1}ᵀ δ_{l+1} ⊙ f'(a_l)
 
-    magnitude: mean     m = the mean |W| of the layer, at every step
+    magnitude: mean     m = the mean |W| of the layer's weights that are not 0, at every step
     magnitude: fixed    m = feedback_std
     magnitude: random   M_ij = |N(0, feedback_std²)|, drawn once
 
 A way back that knows each synapse's sign needs far less transport than one that knows its weight. Where all |W| of each
-layer are equal, `mean` is backpropagation. A weight of exactly zero sends nothing back.
+layer are equal, `mean` is backpropagation. A weight of exactly zero sends nothing back, and does not count for the
+mean: where an update masks most weights, the others keep their size.
 
 References: Liao, Leibo and Poggio, "How important is weight symmetry in backpropagation?", AAAI 2016; Xiao, Chen, Liao
 and Poggio, "Biologically-plausible learning algorithms can scale to large datasets", ICLR 2019. `mean` and `fixed` are
@@ -74,7 +75,7 @@ class SignSymmetry:
         *,
         elsewhere: Elsewhere = "local",
     ) -> None:
-        """`magnitudes`: of each weight's way back, by layer; one for all; or None, the mean |W| of each layer."""
+        """`magnitudes`: of each weight's way back, by layer; one for all; or None, a layer's mean non-zero |W|."""
         self.uniform = float(magnitudes) if isinstance(magnitudes, (float, int)) else None
         self.magnitudes = dict(magnitudes) if isinstance(magnitudes, Mapping) else {}
         self.elsewhere: Elsewhere = elsewhere
@@ -96,7 +97,8 @@ class SignSymmetry:
             torch._foreach_mul_(signs, [self.magnitudes[name] for name in layers])
         else:
             sums = torch._foreach_norm(weights, 1)
-            torch._foreach_mul_(signs, torch._foreach_div(sums, [float(weight.numel()) for weight in weights]))
+            counts = [torch.count_nonzero(weight).clamp(min=1).to(weight.dtype) for weight in weights]
+            torch._foreach_mul_(signs, torch._foreach_div(sums, counts))
         return dict(zip(layers, signs, strict=True))
 
     def manifest(self, model: LanguageModel) -> dict[str, Origin]:

@@ -21,7 +21,9 @@ class CrossEntropy(Stateless):
             return CrossEntropy()
 
     def losses(self, logits: Float[Tensor, "batch time vocab"], batch: Batch) -> Float[Tensor, " batch"]:
+        return self.token_losses(logits, batch).mean(dim=1)
+
+    def token_losses(self, logits: Float[Tensor, "batch time vocab"], batch: Batch) -> Float[Tensor, "batch time"]:
         flat = logits.flatten(0, 1)
         wide = flat if flat.dtype.itemsize >= 4 else flat.float()
-        per_token = F.cross_entropy(wide, batch.targets.flatten(), reduction="none")
-        return per_token.view(batch.targets.shape).mean(dim=1)
+        return F.cross_entropy(wide, batch.targets.flatten(), reduction="none").view(batch.targets.shape)

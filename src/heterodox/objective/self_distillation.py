@@ -104,6 +104,12 @@ class SelfDistillation:
         self._divergence = divergence.detach().mean()
         return losses + self.alpha * divergence
 
+    def token_losses(self, logits: Float[Tensor, "batch time vocab"], batch: Batch) -> Float[Tensor, "batch time"]:
+        losses = self._cross_entropy.token_losses(logits, batch)
+        if not self.alpha:
+            return losses
+        return losses + self.alpha * token_divergence(logits, self._teacher_says(batch))
+
     @torch.no_grad()
     def _teacher_says(self, batch: Batch) -> Float[Tensor, "batch time vocab"]:
         """The teacher's logits, computed once for a batch."""
@@ -148,6 +154,13 @@ def kl_divergence(
     student: Float[Tensor, "batch time vocab"], teacher: Float[Tensor, "batch time vocab"]
 ) -> Float[Tensor, " batch"]:
     """KL(student ‖ teacher) of two rows of logits in nats, averaged over the positions of each example."""
+    return token_divergence(student, teacher).mean(dim=1)
+
+
+def token_divergence(
+    student: Float[Tensor, "batch time vocab"], teacher: Float[Tensor, "batch time vocab"]
+) -> Float[Tensor, "batch time"]:
+    """KL(student ‖ teacher) of each position."""
     wide = [logits if logits.dtype.itemsize >= 4 else logits.float() for logits in (student, teacher)]
     log_student, log_teacher = (F.log_softmax(logits, dim=-1) for logits in wide)
-    return (log_student.exp() * (log_student - log_teacher)).sum(dim=-1).mean(dim=1)
+    return (log_student.exp() * (log_student - log_teacher)).sum(dim=-1)

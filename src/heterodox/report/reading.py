@@ -1,6 +1,6 @@
 """The result in plain words, made from the numbers and from nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heterodox.comparison.statistics import Number, is_finite, paired_difference
@@ -44,6 +44,8 @@ def remarks(study: Study, table: Sequence[dict[str, Any]], unigram: Number | Non
     if chance:
         said.append(f"Not told apart from {study.baseline}, as the interval includes 0: {', '.join(chance)}.")
     said += _untrained(study, rows)
+    if head_only(study) is None and len(rows) > 1 and study.baseline is not None:
+        said.append("No floor (head_only) in this study: the gap closed is not given.")
     above = [row["recipe"] for row in rows if is_finite(unigram) and row["val_loss"]["mean"] >= unigram]
     if above:
         said.append(f"No better than guessing by token frequency alone (unigram entropy): {', '.join(above)}.")
@@ -54,6 +56,9 @@ def remarks(study: Study, table: Sequence[dict[str, Any]], unigram: Number | Non
     if charged and max(charged) > 1.01 * min(charged):
         span = f"{units.count(min(charged))} to {units.count(max(charged))}"
         said.append(f"The runs did not consume equally many tokens ({span}): read the curves before the table.")
+    windows = [text for text in dict.fromkeys(_windows(run.config) for run in study.runs) if text is not None]
+    if len(windows) > 1:
+        said.append(f"Not evaluated on the same windows ({'; '.join(windows)}): their losses cannot be compared.")
     return said
 
 
@@ -103,6 +108,15 @@ def _untrained(study: Study, rows: Sequence[dict[str, Any]]) -> list[str]:
             unproven.append(name)
     unproven = [name for name in losses if name in unproven]
     return [f"Not shown to train the blocks (not below {floor} beyond chance): {', '.join(unproven)}."] * bool(unproven)
+
+
+def _windows(config: Mapping[str, Any]) -> str | None:
+    """Which windows a run was evaluated on; None if its recipe does not say."""
+    context, run = (config.get("model") or {}).get("context"), config.get("run") or {}
+    if context is None or "eval_batches" not in run or "eval_batch_size" not in run:
+        return None
+    many = "all" if run["eval_batches"] is None else f"{run['eval_batches'] * run['eval_batch_size']:,}"
+    return f"{many} of {context} tokens"
 
 
 def _includes_zero(difference: dict[str, Any] | None) -> bool:

@@ -189,10 +189,34 @@ def test_recipes_that_cannot_be_compared(tmp_path):
     (other,) = files(tmp_path, tiny_recipe(name="other", data={"tokenizer": "byte"}))
     answer = heterodox("compare", first, other, "--out", tmp_path / "out")
     refused(answer, "backprop and other are not on the same tokens")
+    (cut,) = files(tmp_path, tiny_recipe(name="cut", data={"separator": "  "}))
+    answer = heterodox("compare", first, cut, "--out", tmp_path / "out")
+    refused(answer, "backprop and cut are not on the same tokens")
     (tmp_path / "empty").mkdir()
     refused(heterodox("compare", tmp_path / "empty"), "holds no recipe (*.yaml)")
     refused(heterodox("compare", first, "--out", tmp_path / "out", "run.device=cuda:99"), "run.device is 'cuda:99'")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"run": {"eval_batches": 2}}, "run.eval_batches × run.eval_batch_size 128 and 64"),
+        ({"run": {"eval_batches": None}}, "run.eval_batches × run.eval_batch_size 128 and all"),
+        ({"run": {"eval_batch_size": 16}}, "run.eval_batches × run.eval_batch_size 128 and 64"),
+        ({"model": {"context": 8}}, "model.context 16 and 8"),
+    ],
+)
+def test_recipes_that_would_be_evaluated_on_different_windows(sections, said, tmp_path):
+    recipes = [RECIPES["backprop"], tiny_recipe(name="other", **sections)]
+    answer = heterodox("compare", *files(tmp_path, *recipes), "--out", tmp_path / "out")
+    refused(answer, "backprop and other would be evaluated on different windows", said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_windows_in_other_batches_are_compared(tmp_path):
+    other = tiny_recipe(name="other", run={"eval_batches": 8, "eval_batch_size": 16})
+    assert len(Study([RECIPES["backprop"], other], tmp_path, num_seeds=1).jobs) == 2
 
 
 @pytest.mark.parametrize("numbers", [{"num_seeds": 0}, {"num_seeds": 1, "jobs": 0}])

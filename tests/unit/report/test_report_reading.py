@@ -77,6 +77,24 @@ def test_failures_and_unequal_budgets_are_told(tmp_path):
     assert "did not consume equally many tokens (1\u202fk to 5\u202fk)" in more
 
 
+def test_other_windows_are_told(tmp_path):
+    """As in a report of two studies; the recipes of one are not compared at all."""
+    study = study_of(LOSSES, tmp_path)
+    config = {"model": {"context": 64}, "run": {"eval_batches": 4, "eval_batch_size": 32}}
+    runs = [replace(run, config=config) for run in study.runs]
+    assert "windows" not in read(replace(study, runs=runs))[1]
+    whole = config | {"run": {"eval_batches": None, "eval_batch_size": 32}}
+    _, more = read(replace(study, runs=[replace(runs[0], config=whole), *runs[1:]]))
+    assert "Not evaluated on the same windows (all of 64 tokens; 128 of 64 tokens)" in more
+
+
+def test_a_study_without_a_floor_says_so(tmp_path):
+    losses = {name: values for name, values in LOSSES.items() if name != "head_only"}
+    assert "No floor (head_only) in this study: the gap closed is not given." in read(study_of(losses, tmp_path))[1]
+    assert "No floor" not in read(study_of(LOSSES, tmp_path))[1]
+    assert "No floor" not in read(study_of({"backprop": LOSSES["backprop"]}, tmp_path))[1]
+
+
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [

@@ -1,9 +1,14 @@
 """Who wins in an event of Sparsae, and that its swaps keep the count where there is little room."""
 
 import pytest
+import torch
 
+from heterodox.core.comm import Solo
 from heterodox.core.errors import RecipeError
-from tests.tiny import tiny_recipe
+from heterodox.core.rng import Streams
+from heterodox.core.services import Services
+from heterodox.update import Sparse
+from tests.tiny import tiny_gpt, tiny_recipe
 from tests.tiny_sparse import events_of, options, sparse_learner
 
 
@@ -97,3 +102,23 @@ def test_swaps_anywhere_are_counted_in_all_not_rounded_layer_by_layer():
     assert all(round(0.004 * count) == 0 for count in learner.update.masks.counts())
     rows = [row for row in events_of(learner, 2) if row["kind"] == "candidate" and row["candidate"]]
     assert [row["swaps"] for row in rows] == [round(0.004 * active)] * 2 != [0, 0]
+
+
+@pytest.mark.parametrize("topology", ["static", "magnitude", "set", "rigl", "sparsae"])
+def test_without_a_learner_a_topology_works_or_says_what_it_lacks(topology):
+    model = tiny_gpt()
+    update = Sparse.Config.model_validate({"topology": options(topology), "burn_in": {"steps": 0}}).build()
+    update.connect(Services(model, Streams(0), Solo(), steps=30))
+    parameters = dict(model.named_parameters())
+    update.begin(parameters)
+
+    def walk() -> None:
+        for _ in range(3):
+            update.apply(parameters, {name: torch.ones_like(p) for name, p in parameters.items()})
+
+    if topology == "sparsae":
+        with pytest.raises(RecipeError, match="without a window on its losses"):
+            walk()
+    else:
+        walk()
+        assert bool((parameters["blocks.0.mlp.fc.weight"] == 0).any())

@@ -20,8 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from heterodox.core.comm import Comm
+from heterodox.core.errors import RecipeError
+from heterodox.core.extensions import PerToken
 from heterodox.core.protocols import Objective
-from heterodox.core.types import Batch
 from heterodox.credit.meta_critic.forward import Forward
 from heterodox.credit.meta_critic.network import Network
 
@@ -75,12 +76,13 @@ def pool(
 
 
 def token_losses(seen: Forward, objective: Objective) -> Float[Tensor, "batch time"]:
-    """The objective with every token as an example of its own."""
-    batch = seen.batch
-    each = Batch(
-        batch.inputs.reshape(-1, 1), batch.targets.reshape(-1, 1), batch.ids.repeat_interleave(batch.inputs.shape[1])
-    )
-    return objective.losses(seen.logits.flatten(0, 1)[:, None], each).view(batch.inputs.shape)
+    """The objective of every token where it is. Raises `RecipeError` for one that cannot tell."""
+    if not isinstance(objective, PerToken):
+        raise RecipeError(
+            f"credit.target token needs the loss of every token, and objective {type(objective).__name__} has no "
+            "token_losses; take target error or pooled"
+        )
+    return objective.token_losses(seen.logits, seen.batch)
 
 
 def target_network(

@@ -74,4 +74,4 @@ class SparsaeOptions(DecayingSchedule):
                 f"update.topology.margin {self.margin} is in standard errors over the windows of a micro-batch, and "
                 "update.topology.micro_batch is 1; make that at least 2, or set margin: 0"
             )
-        return reasons + self.bounds.complaints(update.sparsity)
+        return reasons + (self.bounds.complaints(update.sparsity) if self.children else [])

@@ -83,22 +83,23 @@ class Sparsae(Topology):
     def start(self, masks: Masks, sparsity: float, distribution: Distribution) -> list[int]:
         if sparsity == 0:  # dense: there is nothing to swap
             return list(masks.sizes)
+        if not self.options.children:  # static: nothing moves, so nothing is bounded
+            return super().start(masks, sparsity, distribution)
         bounds = self.bounds = Bounds(self.options.bounds, masks.sizes, sparsity)
         counts = distribute(masks.shapes, sparsity, distribution, bounds.lower, bounds.upper)
         options = self.options
-        if options.children:
-            if options.scope == "global":
-                require_one("mutation", options.mutation, sum(counts), "in all")
-            else:
-                require_one("mutation", options.mutation, max(counts), "of the largest layer")
-            if options.reset.probability or options.reset.boosted:
-                require_one("reset.fraction", options.reset.fraction, sum(counts), "in all")
+        if options.scope == "global":
+            require_one("mutation", options.mutation, sum(counts), "in all")
+        else:
+            require_one("mutation", options.mutation, max(counts), "of the largest layer")
+        if options.reset.probability or options.reset.boosted:
+            require_one("reset.fraction", options.reset.fraction, sum(counts), "in all")
         return counts
 
     @property
     def passes(self) -> list[tuple[int, bool]]:
         options = self.options
-        if not options.children or self.bounds is None:
+        if self.bounds is None:
             return []
         own_signal = options.signal == "micro_batch"
         at_once = own_signal and options.judge == "at_once"
@@ -108,12 +109,15 @@ class Sparsae(Topology):
         return [(examples // self._ranks, signal) for examples, signal in step + scored + held_out]
 
     def change(self, sight: Sight) -> Change | None:
-        if not self.options.children or self.bounds is None:
+        if self.bounds is None:
             return None
         window, micro, held_out = sight.window, self._micro, self._held_out
-        assert window is not None, "Sparsae scores candidates through a window: call watch"
-        assert micro is not None, "Sparsae scores candidates on batches of its own: connect it to a supply"
-        assert held_out is not None
+        if window is None or micro is None or held_out is None:
+            lacking = "batches of its own (Services.supply)" if window is not None else "a window on its losses (watch)"
+            raise RecipeError(
+                f"update.topology sparsae scores candidates, and was given a model without {lacking}; train it by a "
+                "learner, or take static, magnitude, set or rigl, which need neither"
+            )
         proxy, bounds, resets = self.proxy, self.bounds, self.resets
         generation = Generation(self.options, sight, window, micro, bounds, resets.probability)
         proxy.score(generation.rows, done := self.events / max(self.options.num_events(sight.steps), 1))
