@@ -29,10 +29,11 @@ from heterodox.core.state import Tree
 from heterodox.core.types import Batch, Cost, Diagnosis, LabelledBatch, Limit, Origin, StepReport
 from heterodox.meta.auc import auc_by_kind
 from heterodox.meta.cost import training_cost
+from heterodox.meta.growth import explosion
 from heterodox.meta.options import MetaOptions, surrogates, too_wide
 from heterodox.meta.population import check_population
 from heterodox.meta.steps import InnerAdamW, InnerSGD, InnerUpdate
-from heterodox.meta.trainer import MetaTrainer, explosion
+from heterodox.meta.trainer import MetaTrainer
 from heterodox.update import SGD, AdamW
 
 EXPLODING = (

@@ -19,9 +19,10 @@ from heterodox.core.errors import CheckpointError
 from heterodox.core.protocols import Objective
 from heterodox.core.services import Services
 from heterodox.core.state import Tree, restore
-from heterodox.core.types import Batch, Cost, Diagnosis
+from heterodox.core.types import Batch, Cost
 from heterodox.meta.cost import round_cost, scoring_flops, step_cost
 from heterodox.meta.gradient import meta_gradient
+from heterodox.meta.growth import adjoint_growth
 from heterodox.meta.memory import window_bytes
 from heterodox.meta.options import MetaOptions
 from heterodox.meta.population import Population
@@ -29,26 +30,6 @@ from heterodox.meta.problem import flat
 from heterodox.meta.rater import build_rater
 from heterodox.meta.steps import InnerAdamW, InnerState, InnerUpdate, clip
 from heterodox.meta.weighting import ScoreWeighting
-
-EXPLODED = 1e3
-"""Growth of the adjoint over a window that is worth a warning. One that is not a number counts as infinite."""
-
-
-def adjoint_growth(norms: Float[Tensor, " steps_and_end"]) -> Float[Tensor, ""]:
-    """How many times its size at the end the adjoint reaches on the way back; infinite if a norm is not a number."""
-    growth = norms.max() / norms[0].clamp_min(torch.finfo(norms.dtype).tiny)
-    return growth.nan_to_num(torch.inf, torch.inf)
-
-
-def explosion(growth: float, window: int, remedy: str) -> Diagnosis:
-    """A warning if the adjoint has grown too far along a window of so many steps."""
-    if growth <= EXPLODED:
-        return Diagnosis()
-    text = (
-        f"the adjoint grew {growth:.3g} times along a window of {window} steps: the meta-gradient is that of a chaotic "
-        f"run; {remedy}"
-    )
-    return Diagnosis(warnings=[text])
 
 
 @dataclass

@@ -21,12 +21,12 @@ from heterodox.core.services import Services, no_supply
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Diagnosis
 from heterodox.meta.cost import training_cost
+from heterodox.meta.growth import explosion
 from heterodox.meta.load import load_rater, rater_fingerprint, rater_options
 from heterodox.meta.options import surrogates, too_wide
 from heterodox.meta.population import check_population
 from heterodox.meta.rater import Rater, build_rater
 from heterodox.meta.session import TrainOptions, rater_bytes, train_rater
-from heterodox.meta.trainer import explosion
 from heterodox.meta.weighting import ScoreWeighting
 from heterodox.rating.base import KEEP, RatingConfig, num_drawn
 from heterodox.rating.filtering import Filter
