@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 a run diverged or failed, 2 bad input, 128 + n stopped by 
 
 import json
 import os
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -174,6 +173,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Default: report.html in the first folder; .md: tables.")] = None,
     figures: Annotated[Path | None, typer.Option(help="Instead: every chart as a file in this folder.")] = None,
     form: Annotated[str | None, typer.Option("--format", help="With --figures: svg (default), png, svg,png.")] = None,
+    rules: Annotated[str | None, typer.Option(help="Only these recipes: NAME,NAME...")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the HTML report (or the Markdown tables, or the figures) of one or more studies or runs."""
@@ -183,13 +183,13 @@ def report(
         raise RecipeError(f"--format {form} is of charts as files: name their folder with --figures")
     if figures is not None and out is not None:
         raise RecipeError("--figures writes charts instead of --out: call report twice for both")
+    only = rules.split(",") if rules else []
     if figures is not None:
-        files = write_figures(folders, figures, (form or "svg").split(","))
+        files = write_figures(folders, figures, (form or "svg").split(","), only)
         answer = {"path": str(figures), "files": [file.name for file in files]}
     else:
         out = out or folders[0] / "report.html"
-        command = shlex.join(["heterodox", "report", *map(str, folders), "--out", str(out)])
-        written = write_markdown(folders, out, command) if out.suffix == ".md" else write_report(folders, out)
+        written = (write_markdown if out.suffix == ".md" else write_report)(folders, out, only)
         answer = {"path": str(written)}
     show(answer, f"wrote {answer['path']}", as_json)
 

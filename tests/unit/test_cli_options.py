@@ -102,6 +102,7 @@ def test_a_report_is_a_page_or_charts(trained, tmp_path):
         heterodox("report", trained, "--figures", charts, "--out", page), "--figures writes charts instead of --out"
     )
     refused(heterodox("report", trained, "--format", "svg", "--out", page), "name their folder with --figures")
+    refused(heterodox("report", trained, "--rules", "nobody", "--out", page), "no run of nobody; there are runs of")
     assert not charts.exists()
     assert not page.exists()
 

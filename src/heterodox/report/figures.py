@@ -35,16 +35,18 @@ USES = {
 FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
 
 
-def write_figures(folders: Sequence[Path], out: Path, formats: Sequence[str] = ("svg",)) -> list[Path]:
+def write_figures(
+    folders: Sequence[Path], out: Path, formats: Sequence[str] = ("svg",), rules: Sequence[str] = ()
+) -> list[Path]:
     """Draw every chart of the study and run folders into the folder `out`; returns the files, in order.
 
-    Raises RecipeError for a format that there is not, and CheckpointError when a folder is neither a study nor a
-    run, or `out` cannot be written.
+    With `rules`, of those recipes only. Raises RecipeError for a format or a rule that there is not, CheckpointError
+    when a folder is neither a study nor a run or `out` cannot be written.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise RecipeError(f"figures come as {' or '.join(FORMATS)}, found {', '.join(unknown) or 'none'}")
-    study = read_study(folders)
+    study = read_study(folders, rules)
     drawn = drawings(study, table([run.summary for run in study.runs], study.baseline or ""))
     settings = _config(study)
     written = []

@@ -1,5 +1,6 @@
 """The result of studies as Markdown, for RESULTS.md and papers' appendices."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ NOTE = """Losses are in nats per token; ± is half of the 95 % interval over see
 baseline are paired by seed. Costs are medians over seeds; `held` is what a step keeps for its backward half."""
 
 
-def write_markdown(folders: Sequence[Path], out: Path, command: str) -> Path:
-    """Write a section per study folder to `out`, with the `command` that generates the file on top.
+def write_markdown(folders: Sequence[Path], out: Path, rules: Sequence[str] = ()) -> Path:
+    """Write a section per study folder to `out`, with the command that generates the file on top.
 
+    With `rules`, of those recipes only, which every folder must have.
     Raises CheckpointError when a folder is neither a study nor a run, or `out` cannot be written.
     """
+    chosen = ["--rules", ",".join(rules)] if rules else []
+    command = shlex.join(["heterodox", "report", *map(str, folders), *chosen, "--out", str(out)])
     head = f"# Results\n\nGenerated from the studies' files; do not edit. Again:\n\n    {command}\n"
-    text = "\n".join([head, *(section(read_study([folder]), f"{folder.resolve().name}: ") for folder in folders)])
+    studies = [(f"{folder.resolve().name}: ", read_study([folder], rules)) for folder in folders]
+    text = "\n".join([head, *(section(study, name) for name, study in studies)])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")

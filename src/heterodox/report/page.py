@@ -27,13 +27,14 @@ from heterodox.report.study import Study, read_study
 FILTERS = ("count", "memory", "duration", "loss", "signed", "percent", "visible", "breakable")
 
 
-def write_report(folders: Sequence[Path], out: Path | str) -> Path:
+def write_report(folders: Sequence[Path], out: Path | str, rules: Sequence[str] = ()) -> Path:
     """Write one self-contained HTML page about the study and run folders to `out`, and return `out`.
 
-    A page that is there already is replaced in one step. Raises CheckpointError when a folder is neither a
-    study nor a run, when its files are damaged, or when `out` cannot be written.
+    With `rules`, about those recipes only (RecipeError for one that there is not). A page that is there already is
+    replaced in one step. Raises CheckpointError when a folder is neither a study nor a run, when its files are damaged,
+    or when `out` cannot be written.
     """
-    page = render(read_study(folders))
+    page = render(read_study(folders, rules))
     out = Path(out)
     temporary = None
     try:

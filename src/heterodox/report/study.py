@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from heterodox.core.errors import CheckpointError
+from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.report.read import RUN_FILES, Run, read_json, read_run
 
 FORMAT = 1
@@ -32,12 +32,13 @@ class Study:
         return [run for run in self.runs if run.recipe == recipe]
 
 
-def read_study(folders: Sequence[Path]) -> Study:
+def read_study(folders: Sequence[Path], rules: Sequence[str] = ()) -> Study:
     """Read and merge study and run folders.
 
     Runs of one name are seeds of one recipe only if their resolved recipes agree and no seed comes twice;
-    otherwise the later folder's recipe gets that folder's name in brackets. Raises CheckpointError when a
-    folder is neither a study nor a run, or when a file that must be whole is damaged.
+    otherwise the later folder's recipe gets that folder's name in brackets. With `rules`, only those recipes are
+    kept. Raises CheckpointError when a folder is neither a study nor a run, or when a file that must be whole is
+    damaged; RecipeError for one of `rules` that no run is of.
     """
     if not folders:
         raise CheckpointError("a report needs at least one study or run folder, got none")
@@ -57,13 +58,29 @@ def read_study(folders: Sequence[Path]) -> Study:
             descriptions.setdefault(name, recipe.get("description") or "")
     if not runs:
         raise CheckpointError(f"no run in {', '.join(map(str, folders))}: nothing to report yet")
-    runs = [replace(run, summary=run.summary | {"recipe": run.recipe}) for run in runs]
+    runs = _chosen([replace(run, summary=run.summary | {"recipe": run.recipe}) for run in runs], rules)
     recipes = {run.recipe for run in runs}
+    if rules:
+        headers = [_without(header, recipes) for header in headers]
     baseline = next((h["baseline"] for h in headers if h.get("baseline") in recipes), None)
     if baseline is None:
         exact = [run.recipe for run in runs if run.summary.get("credit") == "backprop"]
         baseline = "backprop" if "backprop" in exact else next(iter(exact), None)
     return Study(runs, baseline, descriptions, headers, notes)
+
+
+def _chosen(runs: list[Run], rules: Sequence[str]) -> list[Run]:
+    names = list(dict.fromkeys(run.recipe for run in runs))
+    if unknown := [name for name in rules if name not in names]:
+        raise RecipeError(f"no run of {', '.join(unknown)}; there are runs of {', '.join(names)}")
+    return [run for run in runs if not rules or run.recipe in rules]
+
+
+def _without(header: dict[str, Any], kept: set[str]) -> dict[str, Any]:
+    """The header without the recipes that are not kept."""
+    if "recipes" not in header:
+        return header
+    return header | {"recipes": [recipe for recipe in header["recipes"] if recipe.get("name") in kept]}
 
 
 def _read_folder(folder: Path, notes: list[str]) -> tuple[dict[str, Any], list[Run]]:

@@ -55,6 +55,14 @@ def test_an_alignment_map_has_a_cell_for_each_probe(drawn: dict[str, Path]):
     assert "tok_emb" in text_of(drawn["cosine_direct_feedback"])
 
 
+def test_chosen_rules_alone_are_drawn(study: Path, tmp_path: Path):
+    found = {path.stem: path for path in write_figures([study], tmp_path, rules=["backprop", "direct_feedback"])}
+    assert "cosine_direct_feedback" in found
+    assert "cosine_head_only" not in found
+    assert {"backprop", "direct_feedback"} <= set(text_of(found["loss_flops"]))
+    assert "head_only" not in found["loss_flops"].read_text(encoding="utf-8")
+
+
 def test_png_and_svg_side_by_side(tmp_path: Path):
     small = write_study(tmp_path / "study", recipes=("head_only",), seeds=(0,))
     found = write_figures([small], tmp_path, ("svg", "png"))

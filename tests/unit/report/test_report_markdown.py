@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from heterodox.core.errors import CheckpointError
+from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.report import write_markdown
 from tests.unit.report.synthetic_study import write_study
 
@@ -17,8 +17,8 @@ def test_holds_the_command_the_table_and_the_failures(tmp_path: Path):
         update = {"lr": 0.003}
         entry["resolved"] = {"update": {"around": update} if entry["name"] == "direct_feedback" else update}
     (folder / "results.json").write_text(json.dumps(results))
-    text = write_markdown([folder], tmp_path / "deep" / "RESULTS.md", "heterodox report study").read_text()
-    assert "    heterodox report study\n" in text
+    text = write_markdown([folder], tmp_path / "deep" / "RESULTS.md").read_text()
+    assert f"    heterodox report {folder} --out {tmp_path}/deep/RESULTS.md\n" in text
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert len(rows) == len(results["recipes"])
     assert len({row.count("|") for row in rows}) == 1
@@ -31,4 +31,18 @@ def test_holds_the_command_the_table_and_the_failures(tmp_path: Path):
 
 def test_refuses_a_folder_that_holds_nothing(tmp_path: Path):
     with pytest.raises(CheckpointError):
-        write_markdown([tmp_path], tmp_path / "out.md", "x")
+        write_markdown([tmp_path], tmp_path / "out.md")
+
+
+def test_of_chosen_rules_only(tmp_path: Path):
+    folder, out = write_study(tmp_path / "study"), tmp_path / "RESULTS.md"
+    whole = write_markdown([folder], out).read_text()
+    text = write_markdown([folder], out, ["head_only", "backprop"]).read_text()
+    assert f"    heterodox report {folder} --rules head_only,backprop --out {out}\n" in text
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == ["backprop", "head_only"]
+    assert set(rows) < set(whole.splitlines()), "the figures are those of the whole study"
+    assert "direct_feedback" in whole
+    assert "direct_feedback" not in text
+    with pytest.raises(RecipeError, match="no run of backprob; there are runs of backprop, "):
+        write_markdown([folder], out, ["backprob"])
