@@ -25,7 +25,7 @@ RECIPES = """## As recipes
 [recipes/compositions](../recipes/compositions) sets some of them beside their plain partners: a GPT of two layers of
 width 64 (for `equilibrium*` one relaxing block of that width, a smaller model) on the standard library's sources, of
 whose training windows 30 % are noise, so that a filter has something to do. Nothing is tuned; it shows that they
-run and learn, not which is best. Ten minutes of processor time:
+run and learn, not which is best. Five minutes of processor time:
 
     heterodox compare recipes/compositions --out runs/compositions
 
