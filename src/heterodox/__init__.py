@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from heterodox.api import compare, train
+    from heterodox.api import compare, sweep, train
     from heterodox.core.errors import CheckpointError, CorpusError, HeterodoxError, RecipeError
     from heterodox.credit.direct_feedback import direct_gradients
     from heterodox.credit.feedback import feedback_linear, feedback_path
@@ -41,6 +41,7 @@ _HOMES = {
     "meta_gradient": "meta",
     "record_layers": "credit.tape",
     "softmax_value": "model.softmax_value",
+    "sweep": "api",
     "train": "api",
     "write_report": "report",
 }
@@ -63,6 +64,7 @@ __all__ = [
     "meta_gradient",
     "record_layers",
     "softmax_value",
+    "sweep",
     "train",
     "write_report",
 ]

@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from heterodox.comparison.study import Study, Watch
+from heterodox.comparison.sweep import Sweep
 from heterodox.core.errors import RecipeError
-from heterodox.recipe import Recipe, load_recipe
+from heterodox.recipe import Source, load_recipe
 from heterodox.run.recorder import Observer
 from heterodox.run.session import default_folder
 from heterodox.run.train import Run
 from heterodox.run.train import train as train_recipe
-
-Source = str | Path | Mapping[str, Any] | Recipe
-"""A recipe: a YAML file, plain data, or a `Recipe`."""
 
 
 def train(
@@ -51,6 +49,28 @@ def compare(
     overrides = list(overrides)
     chosen = expand([quick_recipes()] if recipes is None else recipes)
     return Study([load_recipe(r, overrides) for r in chosen], Path(out), num_seeds=seeds, jobs=jobs).run(watch)
+
+
+def sweep(
+    recipes: Sequence[Source],
+    search: Mapping[str, Sequence[Any]],
+    *,
+    trials: int | None = None,
+    seeds: int = 1,
+    out: str | Path = "runs/sweep",
+    overrides: Iterable[str] = (),
+    jobs: int | None = None,
+    watch: Watch | None = None,
+) -> dict[str, Any]:
+    """Train each recipe at each combination of the values in `search`, or at `trials` of them, the same for all.
+
+    `search` has values by dotted key, such as `{"update.lr": [1e-3, 3e-3]}`. Writes `sweep.json`, a recipe file
+    `best/RULE.yaml` for the trial of lowest validation loss (nats per token), and a report, in `out`; returns what
+    `sweep.json` holds. Raises `RecipeError` for keys or values that a recipe does not take.
+    """
+    return Sweep(
+        expand(recipes), search, Path(out), overrides=list(overrides), trials=trials, num_seeds=seeds, jobs=jobs
+    ).run(watch)
 
 
 def expand(sources: Sequence[Source]) -> list[Source]:

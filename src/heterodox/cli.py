@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from heterodox.cli_shared import AsJson, CheckpointOption, DataKeys, Overrides, RecipesAndOverrides, RunArgument, show
-from heterodox.core.errors import RecipeError
+from heterodox.cli_shared import AsJson, CheckpointOption, DataKeys, Overrides, RunArgument, show
+from heterodox.cli_studies import compare, report, sweep
 
 app = typer.Typer(
     add_completion=False,
@@ -55,32 +55,8 @@ def train(
         raise typer.Exit(1)
 
 
-@app.command()
-def compare(
-    arguments: RecipesAndOverrides = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each recipe.")] = 1,
-    out: Annotated[Path, typer.Option(help="The study's folder.")] = Path("runs/compare"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; default: one per core or GPU.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Train several recipes at the same seeds and report how they compare."""
-    from heterodox.api import expand, is_override, quick_recipes
-    from heterodox.comparison.study import Study
-    from heterodox.log.console import comparison_summary
-    from heterodox.log.progress import StudyProgress
-    from heterodox.recipe import load_recipe
-
-    given = arguments or []
-    overrides = [argument for argument in given if is_override(argument)]
-    sources = expand([argument for argument in given if argument not in overrides] or [quick_recipes()])
-    study = Study([load_recipe(source, overrides) for source in sources], out, num_seeds=seeds, jobs=jobs)
-    with StudyProgress() as progress:
-        results = study.run(progress.update)
-    show(results, comparison_summary(results, out), as_json)
-    if results["interrupted"]:
-        raise typer.Exit(128 + results["interrupted"])
-    if any(row["status"] != "finished" for row in results["runs"]):
-        raise typer.Exit(1)
+app.command()(compare)
+app.command()(sweep)
 
 
 @app.command()
@@ -167,31 +143,7 @@ def score(
     show(answer, scoring_summary(answer), as_json)
 
 
-@app.command()
-def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Study or run folders.")],
-    out: Annotated[Path | None, typer.Option(help="Default: report.html in the first folder; .md: tables.")] = None,
-    figures: Annotated[Path | None, typer.Option(help="Instead: every chart as a file in this folder.")] = None,
-    form: Annotated[str | None, typer.Option("--format", help="With --figures: svg (default), png, svg,png.")] = None,
-    rules: Annotated[str | None, typer.Option(help="Only these recipes: NAME,NAME...")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write the HTML report (or the Markdown tables, or the figures) of one or more studies or runs."""
-    from heterodox.report import write_figures, write_markdown, write_report
-
-    if figures is None and form is not None:
-        raise RecipeError(f"--format {form} is of charts as files: name their folder with --figures")
-    if figures is not None and out is not None:
-        raise RecipeError("--figures writes charts instead of --out: call report twice for both")
-    only = rules.split(",") if rules else []
-    if figures is not None:
-        files = write_figures(folders, figures, (form or "svg").split(","), only)
-        answer = {"path": str(figures), "files": [file.name for file in files]}
-    else:
-        out = out or folders[0] / "report.html"
-        written = (write_markdown if out.suffix == ".md" else write_report)(folders, out, only)
-        answer = {"path": str(written)}
-    show(answer, f"wrote {answer['path']}", as_json)
+app.command()(report)
 
 
 @app.command("list")

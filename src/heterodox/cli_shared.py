@@ -15,7 +15,7 @@ UsageError: type[Any] = typer.BadParameter.__bases__[0]
 """What Typer raises for arguments that a command does not take."""
 
 
-def _no_options(context: Any, arguments: list[str] | None) -> list[str] | None:
+def no_options(context: Any, arguments: list[str] | None) -> list[str] | None:
     """Refuses `seeds=3` where `--seeds 3` is meant, with that hint."""
     for argument in arguments or ():
         key, _, value = argument.partition("=")
@@ -32,16 +32,16 @@ def _no_options(context: Any, arguments: list[str] | None) -> list[str] | None:
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Dotted overrides, e.g. `update.lr=3e-4`.", callback=_no_options),
+    typer.Argument(metavar="KEY=VALUE", help="Dotted overrides, e.g. `update.lr=3e-4`.", callback=no_options),
 ]
 DataKeys = Annotated[
     list[str] | None,
-    typer.Argument(metavar="data.KEY=VALUE", help="Overrides of the run's data section.", callback=_no_options),
+    typer.Argument(metavar="data.KEY=VALUE", help="Overrides of the run's data section.", callback=no_options),
 ]
 RecipesAndOverrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="RECIPE|KEY=VALUE", help="Recipe files or folders; default: the quick ones.", callback=_no_options
+        metavar="RECIPE|KEY=VALUE", help="Recipe files or folders; default: the quick ones.", callback=no_options
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]

@@ -89,21 +89,30 @@ class Recipe(Config):
         return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
 
 
-def load_recipe(source: "str | Path | Mapping[str, Any] | Recipe", overrides: Iterable[str] = ()) -> Recipe:
+Source = str | Path | Mapping[str, Any] | Recipe
+"""A recipe: a YAML file, plain data, or a `Recipe`."""
+
+
+def load_recipe(source: Source, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe in a YAML file, a dict, or a recipe, with `KEY=VALUE` overrides on top.
 
     Raises `RecipeError` with one line that names the key, what was found and the nearest valid key.
     """
-    if isinstance(source, Recipe):
-        data: dict[str, Any] = source.dump()
-    elif isinstance(source, Mapping):
-        data = copy.deepcopy(dict(source))
-    else:
-        data = read(Path(source))
-        data.setdefault("name", Path(source).stem)
+    data = raw_recipe(source)
     for override in sorted(overrides, key=_breadth):
         apply_override(data, override)
     return check(data)
+
+
+def raw_recipe(source: Source) -> dict[str, Any]:
+    """A copy of what the source says, over its base, without defaults."""
+    if isinstance(source, Recipe):
+        return source.dump()
+    if isinstance(source, Mapping):
+        return copy.deepcopy(dict(source))
+    data = read(Path(source))
+    data.setdefault("name", Path(source).stem)
+    return data
 
 
 def check(data: Mapping[str, Any]) -> Recipe:
@@ -171,8 +180,8 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise RecipeError(f"override {override!r} is not of the form KEY=VALUE")
     try:
-        value = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError):
+        value = parse_value(text)
+    except ValueError:
         raise RecipeError(f"override {override!r}: the value is not YAML") from None
     *folders, leaf = key.split(".")
     node = data
@@ -189,6 +198,14 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         node["around"] = {name: kept for name, kept in node["around"].items() if name != "lr"}
     elif key == "update.around.lr":
         data["update"].pop("lr", None)
+
+
+def parse_value(text: str) -> Any:
+    """A value as recipes write it. Raises ValueError if it is not YAML."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is not YAML") from error
 
 
 def _section(value: object) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         exec(compile(block, "docs/python.md", "exec"), names)
     assert "did you mean 'lr'" in capsys.readouterr().out
     assert (tmp_path / "runs" / "dfa.html").exists()
+    assert (tmp_path / "runs" / "sweep" / "best" / "direct_feedback.yaml").exists()
     tokens, grads, found = names["tokens"], names["grads"], names["found"]
     assert isinstance(tokens, torch.Tensor)
     assert tokens.tolist() == list(b"def ")

@@ -74,6 +74,41 @@ def comparison_summary(results: Mapping[str, Any], out: Path) -> RenderableType:
     return Group(FinalTable(results["table"], results["baseline"]), "", *lines)
 
 
+def sweep_summary(found: Mapping[str, Any], out: Path) -> RenderableType:
+    """Every trial by rule, the best marked, and where the best recipes are."""
+    keys = list(found["search"])
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("rule")
+    for column in (*keys, "val loss", "FLOPs"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for rule in found["rules"]:
+        for number, trial in enumerate(rule["trials"]):
+            values = [_setting(trial["settings"][key]) for key in keys]
+            loss = units.interval(trial["val_loss"]) or "none finished"
+            best = "best" * (trial["settings"] == rule["best"]) or f"{trial['failed']} failed" * bool(trial["failed"])
+            table.add_row(rule["recipe"] * (not number), *values, loss, units.count(trial["flops"]), best)
+    lines = [
+        f"{rule['recipe']}: the best {key} lies at the end of what was tried; try one more beyond it"
+        for rule in found["rules"]
+        for key in rule["at_the_end"]
+    ]
+    lines += [f"{rule['recipe']}: no trial finished at every seed" for rule in found["rules"] if _without(rule, found)]
+    if found["interrupted"]:
+        lines.append("the same command goes on from here")
+    files = [str(out / rule["file"]) for rule in found["rules"] if rule["file"]]
+    lines.append(f"{units.duration(found['elapsed_seconds'])} in all" + f"; best: {', '.join(files)}" * bool(files))
+    return Group(table, *lines)
+
+
+def _without(rule: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    return rule["best"] is None and not found["interrupted"]
+
+
+def _setting(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def training_summary(summary: Mapping[str, Any], folder: Path) -> str:
     """Three lines on a run."""
     loss = units.number(summary["val_loss"])
