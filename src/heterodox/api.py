@@ -53,7 +53,7 @@ def compare(
 
 def sweep(
     recipes: Sequence[Source],
-    search: Mapping[str, Sequence[Any]],
+    search: Mapping[str, Any],
     *,
     trials: int | None = None,
     seeds: int = 1,

@@ -49,7 +49,8 @@ def sweep(
 ) -> None:
     """Search the same values for every recipe, by validation loss; the best become recipe files."""
     from heterodox.api import expand
-    from heterodox.comparison.sweep import Sweep, parse_search
+    from heterodox.comparison.search import parse_search
+    from heterodox.comparison.sweep import Sweep
     from heterodox.log.console import sweep_summary
     from heterodox.log.progress import StudyProgress
 
@@ -83,9 +84,15 @@ def report(
         raise RecipeError(f"--format {form} is of charts as files: name their folder with --figures")
     if figures is not None and out is not None:
         raise RecipeError("--figures writes charts instead of --out: call report twice for both")
-    only = rules.split(",") if rules else []
+    only = [name.strip() for name in (rules or "").split(",") if name.strip()]
+    if rules is not None and not only:
+        raise RecipeError("--rules names no recipe: --rules NAME,NAME")
+    if only and out is None and figures is None:
+        raise RecipeError(
+            "--rules leaves recipes out, so name the page with --out, or a folder of charts with --figures"
+        )
     if figures is not None:
-        files = write_figures(folders, figures, (form or "svg").split(","), only)
+        files = write_figures(folders, figures, [name.strip() for name in (form or "svg").split(",")], only)
         answer = {"path": str(figures), "files": [file.name for file in files]}
     else:
         out = out or folders[0] / "report.html"

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from heterodox import catalog
 from heterodox.core.config import Config
 from heterodox.core.errors import RecipeError
+from heterodox.core.plain import plain
 from heterodox.data import DataConfig
 from heterodox.recipe_errors import one_line
 from heterodox.run.config import LogConfig, RunConfig
@@ -86,7 +87,7 @@ class Recipe(Config):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+        return write_yaml(self.dump())
 
 
 Source = str | Path | Mapping[str, Any] | Recipe
@@ -98,20 +99,20 @@ def load_recipe(source: Source, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises `RecipeError` with one line that names the key, what was found and the nearest valid key.
     """
-    data = raw_recipe(source)
+    return check(overridden(source, overrides))
+
+
+def overridden(source: Source, overrides: Iterable[str]) -> dict[str, Any]:
+    """What the source says, over its base and below the overrides, without defaults and not checked."""
+    if isinstance(source, Recipe):
+        data: dict[str, Any] = source.dump()
+    elif isinstance(source, Mapping):
+        data = plain(dict(source))
+    else:
+        data = read(Path(source))
+        data.setdefault("name", Path(source).stem)
     for override in sorted(overrides, key=_breadth):
         apply_override(data, override)
-    return check(data)
-
-
-def raw_recipe(source: Source) -> dict[str, Any]:
-    """A copy of what the source says, over its base, without defaults."""
-    if isinstance(source, Recipe):
-        return source.dump()
-    if isinstance(source, Mapping):
-        return copy.deepcopy(dict(source))
-    data = read(Path(source))
-    data.setdefault("name", Path(source).stem)
     return data
 
 
@@ -228,9 +229,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = copy.deepcopy(yaml.SafeLoader.yaml_implicit_resolvers)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would read as a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.yaml_implicit_resolvers = copy.deepcopy(_side.yaml_implicit_resolvers)
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
+
+
+def write_yaml(data: Mapping[str, Any]) -> str:
+    """Plain data as a recipe's file, which reads back as it was."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

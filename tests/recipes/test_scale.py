@@ -29,7 +29,7 @@ SMALL = {
     ],
     "sparse": [
         "update.topology.every=2", "update.topology.until=1", "update.topology.children=1",
-        "update.topology.micro_batch=1", "update.topology.reset.batch=1", "update.burn_in.steps=0",
+        "update.topology.micro_batch=2", "update.topology.reset.batch=1", "update.burn_in.steps=0",
     ],
     "self_distillation": ["objective.warmup_steps=1"],
     "meta_critic": ["credit.meta_only_steps=1"],
@@ -81,16 +81,28 @@ def test_the_head_of_the_critics_recipe_says_how_many_windows_a_gpu_of_80_gb_sho
         assert sizes["loss_gradient"] == 2 * 4 * 32 * 1024 * 50_000
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_three_steps_at_the_true_width_and_depth(path, text, tmp_path):
+def three_steps(path: Path, text: Path) -> list[str]:
+    """Overrides for a run of three short steps of the model as large as it is."""
     recipe = load_recipe(path, offline(path, text))
     names = {getattr(recipe, slot).name for slot in ("learner", "update", "objective", "credit")}
     less = [change for name in sorted(names) for change in SMALL.get(name, [])]
     short = ["run.budget.steps=3", "run.warmup_steps=0", "run.batch_size=2", "model.context=64", "run.eval_batches=1"]
     short += ["run.eval_batch_size=1", "run.device=cpu", "run.precision=float32", "run.sampling.tokens=0"]
     short += ["run.checkpoint_every=1000", "run.keep_checkpoints=1", "run.probe_every=null", "run.log_every=1"]
-    overrides = [*offline(path, text), *short, *less]
+    return [*offline(path, text), *short, *less]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_three_steps_keep_the_model_as_large_as_it_is(path, text):
+    whole, short = load_recipe(path, offline(path, text)), load_recipe(path, three_steps(path, text))
+    assert short.model == whole.model.model_copy(update={"context": 64})
+    assert short.run.budget.steps == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_three_steps_at_the_true_width_and_depth(path, text, tmp_path):
+    overrides = three_steps(path, text)
     ended = answer_of(launch("train", path, *overrides, "--out", tmp_path / "run", "--json"), timeout=3600)
     assert ended.code == 0, ended.err
     summary = json.loads(ended.out)

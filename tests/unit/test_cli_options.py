@@ -103,6 +103,8 @@ def test_a_report_is_a_page_or_charts(trained, tmp_path):
     )
     refused(heterodox("report", trained, "--format", "svg", "--out", page), "name their folder with --figures")
     refused(heterodox("report", trained, "--rules", "nobody", "--out", page), "no run of nobody; there are runs of")
+    refused(heterodox("report", trained, "--rules", " ,", "--out", page), "--rules names no recipe")
+    refused(heterodox("report", trained, "--rules", "tiny"), "name the page with --out")
     assert not charts.exists()
     assert not page.exists()
 

@@ -4,34 +4,29 @@ A sweep is a study whose recipes are trials, so finished trials are kept, stoppe
 does not take the others down. A rule's best trial becomes a recipe file that says how it was found.
 """
 
-import itertools
 import json
-import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from heterodox.comparison.search import Settings, check_search, combinations, told, trial_name, tried
 from heterodox.comparison.statistics import is_finite, table
 from heterodox.comparison.study import Study, Watch
-from heterodox.core.errors import RecipeError
-from heterodox.recipe import Recipe, Source, apply_override, check, load_recipe, parse_value, raw_recipe
-from heterodox.run.folder import write_atomically
+from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.recipe import Recipe, Source, check, overridden, write_yaml
+from heterodox.run.folder import write_atomically, writing
 
-Settings = dict[str, Any]
-"""Values by dotted key."""
-NOT_SETTINGS = ("name", "seed", "description", "tuning")
+UNDONE = ("waiting", "running", "interrupted")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One rule with one choice of settings."""
+    """One rule with one choice of settings: `found` is its recipe as given with those, `recipe` the overrides, too."""
 
     rule: str
     settings: Settings
+    found: dict[str, Any]
     recipe: Recipe
 
 
@@ -39,13 +34,13 @@ class Sweep:
     """Every recipe at every combination of `search`, or at `trials` of them, drawn once for all recipes.
 
     `search` has the values to try by dotted key. `overrides` hold for all trials and are no part of what is found.
-    Raises `RecipeError` for keys and values that a recipe does not take.
+    Raises `RecipeError` for keys and values that a recipe does not take, and for trials that come to the same.
     """
 
     def __init__(
         self,
         sources: Sequence[Source],
-        search: Mapping[str, Sequence[Any]],
+        search: Mapping[str, Any],
         out: Path,
         *,
         overrides: Sequence[str] = (),
@@ -53,17 +48,17 @@ class Sweep:
         num_seeds: int = 1,
         jobs: int | None = None,
     ) -> None:
-        self.search = {key: list(values) for key, values in search.items()}
         self.overrides = list(overrides)
-        _check_search(self.search, self.overrides)
-        self.sources = {load_recipe(source, self.overrides).name: source for source in sources}
-        if len(self.sources) < len(sources):
-            raise RecipeError("two recipes have the same name; give each a `name` of its own")
-        self.trials = [
-            Trial(rule, settings, _trial(rule, source, settings, self.overrides))
-            for settings in combinations(self.search, trials)
-            for rule, source in self.sources.items()
-        ]
+        checked = check_search(search, self.overrides, trials)
+        chosen = combinations(checked, trials)
+        self.search = tried(checked, chosen)
+        self.trials = [_trial(source, settings, self.overrides) for settings in chosen for source in sources]
+        self.rules = [trial.rule for trial in self.trials[: len(sources)]]
+        twice = [rule for rule in self.rules if self.rules.count(rule) > 1]
+        if twice:
+            raise RecipeError(f"two recipes are called {twice[0]!r}; give each a `name` of its own")
+        for rule in self.rules:
+            _require_different([trial for trial in self.trials if trial.rule == rule])
         self.study = Study([trial.recipe for trial in self.trials], out, num_seeds=num_seeds, jobs=jobs)
         self.out = out
 
@@ -75,103 +70,96 @@ class Sweep:
         value lies `at_the_end` of the values tried. A trial with a seed that failed cannot be the best. After SIGINT
         or SIGTERM `interrupted` is the signal's number, and no best is named.
         """
+        best = self.out / "best"
+        if best.exists() and not best.is_dir():
+            raise CheckpointError(f"{best} is no folder; pass another --out")
         results = self.study.run(watch)
         rows = {row["recipe"]: row for row in table(results["runs"], self.study.baseline)}
-        rules = [self._rule(rule, rows, whole=not results["interrupted"]) for rule in self.sources]
+        for run in results["runs"]:
+            rows[run["recipe"]].setdefault("undone", 0)
+            rows[run["recipe"]]["undone"] += run["status"] in UNDONE
+        rules = [self._rule(rule, rows) for rule in self.rules]
         kept = ("seeds", "corpus", "versions", "device", "created", "command", "interrupted", "elapsed_seconds")
         found = {"format": 1, "search": self.search, "overrides": self.overrides, "rules": rules}
         found |= {key: results[key] for key in kept}
-        write_atomically(self.out / "sweep.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+        with writing(self.out):
+            write_atomically(self.out / "sweep.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
         return found
 
-    def _rule(self, rule: str, rows: Mapping[str, Mapping[str, Any]], *, whole: bool) -> dict[str, Any]:
-        trials = [_row(trial, rows[trial.recipe.name]) for trial in self.trials if trial.rule == rule]
-        able = [row for row in trials if row["val_loss"] and not row["failed"]]
-        best = min(able, key=lambda row: row["val_loss"]["mean"]) if able and whole else None
-        told: dict[str, Any] = {"recipe": rule, "trials": trials, "best": None, "at_the_end": [], "file": None}
-        if best is None:
-            return told
+    def _rule(self, rule: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """What came of a rule's trials; its best recipe is written, or that of an earlier call removed."""
+        trials = [(trial, _row(trial, rows[trial.recipe.name])) for trial in self.trials if trial.rule == rule]
+        told_of: dict[str, Any] = {"recipe": rule, "trials": [row for _, row in trials]}
+        able = [pair for pair in trials if pair[1]["val_loss"] and not pair[1]["failed"]]
         file = self.out / "best" / f"{rule}.yaml"
-        file.parent.mkdir(exist_ok=True)
-        write_atomically(file, self._recipe(rule, trials, best["settings"]))
-        ends = [key for key, value in best["settings"].items() if _at_the_end(value, self.search[key])]
-        return told | {"best": best["settings"], "at_the_end": ends, "file": str(file.relative_to(self.out))}
+        with writing(file):
+            if not able or any(row["undone"] for _, row in trials):
+                file.unlink(missing_ok=True)
+                return told_of | {"best": None, "at_the_end": [], "file": None}
+            trial, row = min(able, key=lambda pair: pair[1]["val_loss"]["mean"])
+            data = trial.found | {"name": rule, "tuning": self._tuning(trial.found.get("tuning"), told_of["trials"])}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, write_yaml(data))
+        ends = [key for key, value in row["settings"].items() if _at_the_end(value, self.search[key])]
+        return told_of | {"best": row["settings"], "at_the_end": ends, "file": str(file.relative_to(self.out))}
 
-    def _recipe(self, rule: str, trials: Sequence[Mapping[str, Any]], best: Settings) -> str:
-        """The rule's recipe as it was given, with the best settings and how they were found."""
-        data = raw_recipe(self.sources[rule])
-        for key, value in best.items():
-            apply_override(data, f"{key}={json.dumps(value)}")
+    def _tuning(self, before: Mapping[str, Any] | None, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """How the best was found; what the recipe says of an earlier search stays, and its trials count."""
         seeds = self.study.seeds
         where = [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}", *_told_overrides(self.overrides)]
         losses = [f"{told(row['settings'])}: {_loss(row)}" for row in trials]
-        data["name"] = rule
-        data["tuning"] = {
-            "trials": len(trials),
+        note = f"val loss ({', '.join(where)}) at {'; '.join(losses)}"
+        searched: dict[str, list[Any]] = {key: list(values) for key, values in self.search.items()}
+        if not before:
+            return {"trials": len(trials), "seeds": len(seeds), "searched": searched, "note": note}
+        for key, values in before.get("searched", {}).items():
+            searched[key] = [*values, *(value for value in searched.get(key, []) if value not in values)]
+        earlier = f"{before['trials']} trials" + f": {before['note']}" * bool(before.get("note"))
+        return {
+            "trials": before["trials"] + len(trials),
             "seeds": len(seeds),
-            "searched": self.search,
-            "note": f"val loss ({', '.join(where)}) at {'; '.join(losses)}",
+            "searched": searched,
+            "note": f"{note}; before that, {earlier}",
         }
-        check(data)
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
 
 
-def parse_search(arguments: Sequence[str]) -> dict[str, list[Any]]:
-    """`KEY=VALUE,VALUE,...` arguments as values by key. Raises `RecipeError` for what is not of that form."""
-    search: dict[str, list[Any]] = {}
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals or not key or not text.strip():
-            raise RecipeError(f"--search {argument!r} is not of the form KEY=VALUE,VALUE")
-        if key in search:
-            raise RecipeError(f"--search {key} is there twice; give all its values at once")
-        try:
-            search[key] = parse_value(f"[{text}]")
-        except ValueError:
-            raise RecipeError(f"--search {argument!r}: the values are not YAML") from None
-    return search
+def _trial(source: Source, settings: Settings, overrides: Sequence[str]) -> Trial:
+    """One trial. Raises `RecipeError`, which names the recipe, if the settings do not fit, overridden or not."""
+    rule = overridden(source, ()).get("name", "unnamed")
+    chosen = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
+    try:
+        recipe = check(overridden(source, [*overrides, *chosen]))
+    except RecipeError as error:
+        raise RecipeError(f"{rule}: {error}") from None
+    found = overridden(source, chosen)
+    try:
+        check(found)
+    except RecipeError as error:
+        raise RecipeError(
+            f"{rule}: {told(settings)} fits only with the overrides, and would not with the recipe that is found "
+            f"({error}); put them into the recipe"
+        ) from None
+    said = {"name": trial_name(rule, settings), "description": f"{rule} with {told(settings)}", "tuning": None}
+    return Trial(rule, settings, found, recipe.model_copy(update=said))
 
 
-def combinations(search: Mapping[str, Sequence[Any]], trials: int | None) -> list[Settings]:
-    """All combinations of the values, or `trials` of them at random, the same at every call, in the grid's order."""
-    grid = [dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())]
-    if trials is None or trials >= len(grid):
-        return grid
-    return [grid[index] for index in sorted(random.Random(0).sample(range(len(grid)), trials))]
-
-
-def told(settings: Settings) -> str:
-    """Settings as a person writes them."""
-    return ", ".join(f"{key}={_word(value)}" for key, value in settings.items())
-
-
-def _check_search(search: Mapping[str, Sequence[Any]], overrides: Sequence[str]) -> None:
-    if not search:
-        raise RecipeError("nothing to search: give --search KEY=VALUE,VALUE, e.g. --search update.lr=1e-3,3e-3,1e-2")
-    given = {override.partition("=")[0] for override in overrides}
-    for key, values in search.items():
-        if key in NOT_SETTINGS:
-            raise RecipeError(f"{key} is no setting of a rule, so there is nothing to search")
-        if key in given:
-            raise RecipeError(f"{key} is searched and overridden; drop one")
-        if not values:
-            raise RecipeError(f"{key}: no values to try")
-        twice = [value for index, value in enumerate(values) if value in values[:index]]
-        if twice:
-            raise RecipeError(f"{key}: {_word(twice[0])} is there twice")
-
-
-def _trial(rule: str, source: Source, settings: Settings, overrides: Sequence[str]) -> Recipe:
-    chosen = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    recipe = load_recipe(source, [*overrides, *chosen])
-    label = "-".join(f"{key.rpartition('.')[2]}-{_word(value)}" for key, value in settings.items())
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{rule}-{label}")
-    return recipe.model_copy(update={"name": name, "description": f"{rule} with {told(settings)}", "tuning": None})
+def _require_different(trials: Sequence[Trial]) -> None:
+    """Raise `RecipeError` where two choices come to one recipe, since another key overrules what is searched."""
+    known: dict[str, Trial] = {}
+    for trial in trials:
+        data = trial.recipe.dump() | {"name": "", "description": ""}
+        other = known.setdefault(json.dumps(data, sort_keys=True), trial)
+        if other is not trial:
+            raise RecipeError(
+                f"{trial.rule}: {told(other.settings)} and {told(trial.settings)} come to the same recipe, since "
+                "another key overrules what differs"
+            )
 
 
 def _row(trial: Trial, row: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: row[key] for key in ("val_loss", "flops", "seeds", "failed")}
-    return {"recipe": trial.recipe.name, "settings": trial.settings} | kept
+    kept = {key: row[key] for key in ("val_loss", "flops", "seeds", "undone")}
+    failed = row["failed"] - row["undone"]
+    return {"recipe": trial.recipe.name, "settings": trial.settings} | kept | {"failed": failed}
 
 
 def _at_the_end(value: Any, values: Sequence[Any]) -> bool:
@@ -182,10 +170,6 @@ def _at_the_end(value: Any, values: Sequence[Any]) -> bool:
 def _loss(row: Mapping[str, Any]) -> str:
     failed = f" ({row['failed']} failed)" * bool(row["failed"])
     return (f"{row['val_loss']['mean']:.3f}" if row["val_loss"] else "none") + failed
-
-
-def _word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
 def _told_overrides(overrides: Sequence[str]) -> list[str]:

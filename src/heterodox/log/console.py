@@ -1,11 +1,13 @@
 """Answers as a person reads them in the terminal."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -71,7 +73,7 @@ def comparison_summary(results: Mapping[str, Any], out: Path) -> RenderableType:
     if results["interrupted"]:
         lines.append("the same command goes on from here")
     lines.append(f"{units.duration(results['elapsed_seconds'])} in all; report: {out / 'report.html'}")
-    return Group(FinalTable(results["table"], results["baseline"]), "", *lines)
+    return Group(FinalTable(results["table"], results["baseline"]), "", *map(Text, lines))
 
 
 def sweep_summary(found: Mapping[str, Any], out: Path) -> RenderableType:
@@ -84,12 +86,13 @@ def sweep_summary(found: Mapping[str, Any], out: Path) -> RenderableType:
     table.add_column("")
     for rule in found["rules"]:
         for number, trial in enumerate(rule["trials"]):
-            values = [_setting(trial["settings"][key]) for key in keys]
+            values = [escape(_setting(trial["settings"][key])) for key in keys]
             loss = units.interval(trial["val_loss"]) or "none finished"
-            best = "best" * (trial["settings"] == rule["best"]) or f"{trial['failed']} failed" * bool(trial["failed"])
+            counts = [f"{trial[word]} {word}" for word in ("failed", "undone") if trial[word]]
+            best = "best" if trial["settings"] == rule["best"] else ", ".join(counts)
             table.add_row(rule["recipe"] * (not number), *values, loss, units.count(trial["flops"]), best)
     lines = [
-        f"{rule['recipe']}: the best {key} lies at the end of what was tried; try one more beyond it"
+        f"{rule['recipe']}: the best {key} lies at the end of what was tried; see whether it goes on beyond"
         for rule in found["rules"]
         for key in rule["at_the_end"]
     ]
@@ -98,7 +101,7 @@ def sweep_summary(found: Mapping[str, Any], out: Path) -> RenderableType:
         lines.append("the same command goes on from here")
     files = [str(out / rule["file"]) for rule in found["rules"] if rule["file"]]
     lines.append(f"{units.duration(found['elapsed_seconds'])} in all" + f"; best: {', '.join(files)}" * bool(files))
-    return Group(table, *lines)
+    return Group(table, *map(Text, lines))
 
 
 def _without(rule: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
@@ -106,7 +109,7 @@ def _without(rule: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
 
 
 def _setting(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def training_summary(summary: Mapping[str, Any], folder: Path) -> str:

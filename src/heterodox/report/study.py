@@ -37,36 +37,46 @@ def read_study(folders: Sequence[Path], rules: Sequence[str] = ()) -> Study:
 
     Runs of one name are seeds of one recipe only if their resolved recipes agree and no seed comes twice;
     otherwise the later folder's recipe gets that folder's name in brackets. With `rules`, only those recipes are
-    kept. Raises CheckpointError when a folder is neither a study nor a run, or when a file that must be whole is
-    damaged; RecipeError for one of `rules` that no run is of.
+    kept, and without its baseline a study has none. Raises CheckpointError when a folder is neither a study nor a
+    run, or when a file that must be whole is damaged; RecipeError for one of `rules` that no run is of.
     """
     if not folders:
         raise CheckpointError("a report needs at least one study or run folder, got none")
     runs: list[Run] = []
     headers: list[dict[str, Any]] = []
-    notes: list[str] = []
-    descriptions: dict[str, str] = {}
+    notes: list[tuple[str | None, str]] = []
     for folder in dict.fromkeys(Path(f).resolve() for f in folders):
-        header, found = _read_folder(folder, notes)
+        header, found, said = _read_folder(folder)
         found = [run for run in found if run.folder not in {other.folder for other in runs}]
         names = {run.recipe: _free_name(run.recipe, found, runs, folder) for run in found}
-        notes += [f"“{new}” stands beside another “{old}”." for old, new in names.items() if old != new]
+        notes += [(names.get(name) if name else None, note) for name, note in said if name is None or name in names]
+        notes += [(new, f"“{new}” stands beside another “{old}”.") for old, new in names.items() if old != new]
         runs += [replace(run, recipe=names[run.recipe]) for run in found]
+        if "recipes" in header:
+            header["recipes"] = [r | {"name": names.get(r.get("name"), r.get("name"))} for r in header["recipes"]]
         headers.append(header)
-        for recipe in header.get("recipes", []):
-            name = names.get(recipe.get("name"), recipe.get("name"))
-            descriptions.setdefault(name, recipe.get("description") or "")
     if not runs:
         raise CheckpointError(f"no run in {', '.join(map(str, folders))}: nothing to report yet")
-    runs = _chosen([replace(run, summary=run.summary | {"recipe": run.recipe}) for run in runs], rules)
+    runs = [replace(run, summary=run.summary | {"recipe": run.recipe}) for run in runs]
+    baseline = _baseline(runs, headers)
+    runs = _chosen(runs, rules)
     recipes = {run.recipe for run in runs}
     if rules:
         headers = [_without(header, recipes) for header in headers]
-    baseline = next((h["baseline"] for h in headers if h.get("baseline") in recipes), None)
-    if baseline is None:
-        exact = [run.recipe for run in runs if run.summary.get("credit") == "backprop"]
-        baseline = "backprop" if "backprop" in exact else next(iter(exact), None)
-    return Study(runs, baseline, descriptions, headers, notes)
+    descriptions: dict[str, str] = {}
+    for recipe in (recipe for header in headers for recipe in header.get("recipes", [])):
+        descriptions.setdefault(recipe.get("name"), recipe.get("description") or "")
+    told = [note for name, note in notes if name is None or name in recipes]
+    return Study(runs, baseline if baseline in recipes else None, descriptions, headers, told)
+
+
+def _baseline(runs: Sequence[Run], headers: Sequence[dict[str, Any]]) -> str | None:
+    recipes = {run.recipe for run in runs}
+    named = next((h["baseline"] for h in headers if h.get("baseline") in recipes), None)
+    if named is not None:
+        return named
+    exact = [run.recipe for run in runs if run.summary.get("credit") == "backprop"]
+    return "backprop" if "backprop" in exact else next(iter(exact), None)
 
 
 def _chosen(runs: list[Run], rules: Sequence[str]) -> list[Run]:
@@ -83,7 +93,11 @@ def _without(header: dict[str, Any], kept: set[str]) -> dict[str, Any]:
     return header | {"recipes": [recipe for recipe in header["recipes"] if recipe.get("name") in kept]}
 
 
-def _read_folder(folder: Path, notes: list[str]) -> tuple[dict[str, Any], list[Run]]:
+Found = tuple[dict[str, Any], list[Run], list[tuple[str | None, str]]]
+"""A header, runs, and notes with the recipe that each is about, if it is about one."""
+
+
+def _read_folder(folder: Path) -> Found:
     if (folder / "results.json").is_file():
         results = read_json(folder / "results.json", dict)
         if results.get("format") != FORMAT:
@@ -94,20 +108,31 @@ def _read_folder(folder: Path, notes: list[str]) -> tuple[dict[str, Any], list[R
         if bad:
             raise CheckpointError(f"{folder / 'results.json'} lists a run without recipe or seed")
         header = {key: value for key, value in results.items() if key not in ("runs", "table")}
-        return header, [read_run(folder / _run_path(row), notes, row) for row in rows]
+        return header, *_read_runs([(folder / _run_path(row), row) for row in rows])
     if any((folder / name).is_file() for name in RUN_FILES):
-        return _header([read_run(folder, notes)])
+        return _with_header(*_read_runs([(folder, None)]))
     inside = sorted(path for path in folder.glob("runs/*/seed-*") if path.is_dir())
     if inside:
-        notes.append(f"{folder.name} has no results.json: the comparison did not end.")
-        return _header([read_run(path, notes) for path in inside])
+        runs, notes = _read_runs([(path, None) for path in inside])
+        unended = (None, f"{folder.name} has no results.json: the comparison did not end.")
+        return _with_header(runs, [unended, *notes])
     found = "neither holds results.json nor a run's files" if folder.is_dir() else "is no folder"
     raise CheckpointError(f"{folder} {found}; give the --out of a comparison or of a training run")
 
 
-def _header(runs: list[Run]) -> tuple[dict[str, Any], list[Run]]:
-    """What a results.json would say of runs that have none, as far as they know it."""
-    return {key: runs[0].summary.get(key) for key in ("corpus", "device")}, runs
+def _read_runs(places: Sequence[tuple[Path, dict[str, Any] | None]]) -> tuple[list[Run], list[tuple[str | None, str]]]:
+    runs: list[Run] = []
+    notes: list[tuple[str | None, str]] = []
+    for path, row in places:
+        own: list[str] = []
+        runs.append(read_run(path, own, row))
+        notes += [(runs[-1].recipe, note) for note in own]
+    return runs, notes
+
+
+def _with_header(runs: list[Run], notes: list[tuple[str | None, str]]) -> Found:
+    """With what a results.json would say of runs that have none, as far as they know it."""
+    return {key: runs[0].summary.get(key) for key in ("corpus", "device")}, runs, notes
 
 
 def _run_path(row: dict[str, Any]) -> str:

@@ -44,5 +44,8 @@ def test_of_chosen_rules_only(tmp_path: Path):
     assert set(rows) < set(whole.splitlines()), "the figures are those of the whole study"
     assert "direct_feedback" in whole
     assert "direct_feedback" not in text
+    without = write_markdown([folder], out, ["head_only", "direct_feedback"]).read_text()
+    assert [line.split("|")[3].strip() for line in without.splitlines() if line.startswith("| `")] == ["–", "–"]
+    assert "backprop" not in without, "another baseline than the study's would give other differences"
     with pytest.raises(RecipeError, match="no run of backprob; there are runs of backprop, "):
         write_markdown([folder], out, ["backprob"])
