@@ -10,7 +10,7 @@ from heterodox.recipe import load_recipe
 from heterodox.run.plan import plan
 
 RESULTS = Path(__file__).parents[2] / "results"
-STUDIES = ["shakespeare", "shakespeare_flops", "equilibrium", "data_rater", "sparse_90", "sparse_90_ablations"]
+STUDIES = ["shakespeare", "shakespeare_flops", "equilibrium", "data_rater", "sparse_90"]
 UNTIL_CONVERGED = {"implicit"}
 """Their solver stops when it has converged, which a plan cannot know: it counts the most that is allowed."""
 
