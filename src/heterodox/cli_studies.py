@@ -56,7 +56,7 @@ def sweep(
 
     sources, overrides = _divided(arguments)
     if not sources:
-        raise RecipeError("nothing to tune: give at least one recipe")
+        raise RecipeError("nothing to sweep: give at least one recipe")
     study = Sweep(
         expand(sources), parse_search(search), out, overrides=overrides, trials=trials, num_seeds=seeds, jobs=jobs
     )

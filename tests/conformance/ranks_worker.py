@@ -71,12 +71,12 @@ def main(folder: Path) -> None:
         assert comm.world_size == 2
         apart = stop_together(comm, folder)
         if comm.rank == 0:
-            print(json.dumps(apart), flush=True)  # noqa: T201
+            print(json.dumps(apart), flush=True)
         for credit, update in RESUMING_PAIRS:
             apart, moved = furthest_apart(credit, update, comm)
             apart = float(comm.gather(torch.tensor([apart], dtype=torch.float64)).max())
             if comm.rank == 0:
-                print(json.dumps([credit, update, apart, moved]), flush=True)  # noqa: T201
+                print(json.dumps([credit, update, apart, moved]), flush=True)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def main() -> None:
             apart, moved = furthest_apart(recipe, comm, 7 if name == "learner" else 2)
             apart = float(comm.gather(torch.tensor([apart], dtype=torch.float64)).max())
             if comm.rank == 0:
-                print(json.dumps([name, apart, moved]), flush=True)  # noqa: T201
+                print(json.dumps([name, apart, moved]), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.recipe import Recipe, Source, check, overridden, write_yaml
 from heterodox.run.folder import write_atomically, writing
 
-UNDONE = ("waiting", "running", "interrupted")
+UNFINISHED = ("waiting", "running", "interrupted")
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Sweep:
         results = self.study.run(watch)
         rows = {row["recipe"]: row for row in table(results["runs"], self.study.baseline)}
         for run in results["runs"]:
-            rows[run["recipe"]].setdefault("undone", 0)
-            rows[run["recipe"]]["undone"] += run["status"] in UNDONE
+            rows[run["recipe"]].setdefault("unfinished", 0)
+            rows[run["recipe"]]["unfinished"] += run["status"] in UNFINISHED
         rules = [self._rule(rule, rows) for rule in self.rules]
         kept = ("seeds", "corpus", "versions", "device", "created", "command", "interrupted", "elapsed_seconds")
         found = {"format": 1, "search": self.search, "overrides": self.overrides, "rules": rules}
@@ -93,7 +93,7 @@ class Sweep:
         able = [pair for pair in trials if pair[1]["val_loss"] and not pair[1]["failed"]]
         file = self.out / "best" / f"{rule}.yaml"
         with writing(file):
-            if not able or any(row["undone"] for _, row in trials):
+            if not able or any(row["unfinished"] for _, row in trials):
                 file.unlink(missing_ok=True)
                 return told_of | {"best": None, "at_the_end": [], "file": None}
             trial, row = min(able, key=lambda pair: pair[1]["val_loss"]["mean"])
@@ -157,8 +157,8 @@ def _require_different(trials: Sequence[Trial]) -> None:
 
 
 def _row(trial: Trial, row: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: row[key] for key in ("val_loss", "flops", "seeds", "undone")}
-    failed = row["failed"] - row["undone"]
+    kept = {key: row[key] for key in ("val_loss", "flops", "seeds", "unfinished")}
+    failed = row["failed"] - row["unfinished"]
     return {"recipe": trial.recipe.name, "settings": trial.settings} | kept | {"failed": failed}
 
 

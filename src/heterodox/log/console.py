@@ -88,7 +88,7 @@ def sweep_summary(found: Mapping[str, Any], out: Path) -> RenderableType:
         for number, trial in enumerate(rule["trials"]):
             values = [escape(_setting(trial["settings"][key])) for key in keys]
             loss = units.interval(trial["val_loss"]) or "none finished"
-            counts = [f"{trial[word]} {word}" for word in ("failed", "undone") if trial[word]]
+            counts = [f"{trial[word]} {word}" for word in ("failed", "unfinished") if trial[word]]
             best = "best" if trial["settings"] == rule["best"] else ", ".join(counts)
             table.add_row(rule["recipe"] * (not number), *values, loss, units.count(trial["flops"]), best)
     lines = [
@@ -96,16 +96,13 @@ def sweep_summary(found: Mapping[str, Any], out: Path) -> RenderableType:
         for rule in found["rules"]
         for key in rule["at_the_end"]
     ]
-    lines += [f"{rule['recipe']}: no trial finished at every seed" for rule in found["rules"] if _without(rule, found)]
     if found["interrupted"]:
         lines.append("the same command goes on from here")
+    else:
+        lines += [f"{rule['recipe']}: no trial finished at every seed" for rule in found["rules"] if not rule["best"]]
     files = [str(out / rule["file"]) for rule in found["rules"] if rule["file"]]
     lines.append(f"{units.duration(found['elapsed_seconds'])} in all" + f"; best: {', '.join(files)}" * bool(files))
     return Group(table, *map(Text, lines))
-
-
-def _without(rule: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    return rule["best"] is None and not found["interrupted"]
 
 
 def _setting(value: Any) -> str:

@@ -13,7 +13,7 @@ from heterodox.core.errors import CheckpointError, RecipeError
 def require_tensorboard() -> None:
     """Raises `RecipeError` where tensorboardX is not installed."""
     try:
-        import tensorboardX  # noqa: F401
+        import tensorboardX  # noqa: F401  (is it there?)
     except ImportError:
         raise RecipeError("log.tensorboard needs the tensorboard extra: pip install 'heterodox[tensorboard]'") from None
 

@@ -61,8 +61,7 @@ def read_study(folders: Sequence[Path], rules: Sequence[str] = ()) -> Study:
     baseline = _baseline(runs, headers)
     runs = _chosen(runs, rules)
     recipes = {run.recipe for run in runs}
-    if rules:
-        headers = [_without(header, recipes) for header in headers]
+    headers = [_only(header, recipes) for header in headers]
     descriptions: dict[str, str] = {}
     for recipe in (recipe for header in headers for recipe in header.get("recipes", [])):
         descriptions.setdefault(recipe.get("name"), recipe.get("description") or "")
@@ -86,8 +85,8 @@ def _chosen(runs: list[Run], rules: Sequence[str]) -> list[Run]:
     return [run for run in runs if not rules or run.recipe in rules]
 
 
-def _without(header: dict[str, Any], kept: set[str]) -> dict[str, Any]:
-    """The header without the recipes that are not kept."""
+def _only(header: dict[str, Any], kept: set[str]) -> dict[str, Any]:
+    """The header with those of its recipes that are kept."""
     if "recipes" not in header:
         return header
     return header | {"recipes": [recipe for recipe in header["recipes"] if recipe.get("name") in kept]}

@@ -115,10 +115,10 @@ def test_an_interrupted_sweep_names_no_best_and_goes_on(tmp_path):
     stopped = Sweep([long], both, tmp_path, jobs=1).run(watch)
     assert stopped["interrupted"] == signal.SIGINT
     (entry,) = stopped["rules"]
-    assert [(trial["failed"], trial["undone"]) for trial in entry["trials"]] == [(0, 0), (0, 1)]
+    assert [(trial["failed"], trial["unfinished"]) for trial in entry["trials"]] == [(0, 0), (0, 1)]
     assert (entry["best"], entry["file"]) == (None, None)
     assert not (tmp_path / "best" / "backprop.yaml").exists(), "the best of fewer trials is not left to be taken"
-    assert {"1 undone", "the same command goes on from here"} <= shown(stopped, tmp_path)
+    assert {"1 unfinished", "the same command goes on from here"} <= shown(stopped, tmp_path)
     (entry,) = Sweep([long], both, tmp_path, jobs=1).run()["rules"]
     assert entry["best"] == {"update.lr": 1e-2}
 
@@ -154,8 +154,9 @@ def best_of(swept: Sweep, lowest: str) -> Recipe:
         for t in swept.trials
     ]
     kept = dict.fromkeys(("seeds", "corpus", "versions", "device", "created", "command", "interrupted"))
-    swept.study.run = lambda watch=None: kept | {"runs": runs, "elapsed_seconds": 1.0}  # type: ignore[method-assign]
-    (entry,) = swept.run()["rules"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(swept.study, "run", lambda watch=None: kept | {"runs": runs, "elapsed_seconds": 1.0})
+        (entry,) = swept.run()["rules"]
     return load_recipe(swept.out / entry["file"])
 
 

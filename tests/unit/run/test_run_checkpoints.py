@@ -211,7 +211,7 @@ def test_metrics_that_cannot_be_written(run, whole, recipe, monkeypatch):
         def row(self, row):
             if row["step"] >= 15:
                 self._file.close()
-                self._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
+                self._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115  (closed with the metrics)
             super().row(row)
 
     back = ("train", recipe, "--out", run, "--resume", "--checkpoint", "step-00000010", "--quiet")
