@@ -49,7 +49,3 @@ def test_only_the_command_line_and_the_console_print():
 def test_nothing_is_pickled():
     for name, source in SOURCES.items():
         assert not {"torch.save", "torch.load", "pickle.dump", "pickle.load"} & calls(source), name
-
-
-def test_files_are_short():
-    assert {name: source.count("\n") for name, source in SOURCES.items() if source.count("\n") >= 250} == {}
