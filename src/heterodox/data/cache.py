@@ -25,7 +25,7 @@ from jaxtyping import UInt
 from heterodox.core.errors import CorpusError, HeterodoxError
 from heterodox.data.tokenizer import Tokenizer, load_tokenizer
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "index.json"
 ENVIRONMENT = "HETERODOX_CACHE"
 

@@ -18,6 +18,7 @@ from heterodox.data.documents import gather
 from heterodox.data.scores import Filtered
 from heterodox.data.splitting import divide
 from heterodox.data.tokenizer import Byte
+from heterodox.data.tokenizer.reversible import text_bytes
 
 DEFAULT_CORPUS, DEFAULT_TOKENIZER = "stdlib", "byte"
 
@@ -94,8 +95,9 @@ class DataConfig(Config):
             texts = {name: self.separator.join(parts) for name, parts in pieces.items()}
             tokenizer = self.tokenizer.build(texts)
             dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-            tokens = {name: tokenizer.encode(text).astype(dtype) for name, text in texts.items()}
-            return Tokenized(tokenizer, tokens, {name: len(text.encode()) for name, text in texts.items()})
+            tokens = {name: tokenizer.encode(text) for name, text in texts.items()}
+            num_bytes = {name: text_bytes(tokenizer, text, tokens[name]) for name, text in texts.items()}
+            return Tokenized(tokenizer, {name: ids.astype(dtype) for name, ids in tokens.items()}, num_bytes)
 
         cut = {"splits": fractions, "separator": self.separator}
         identity = {"corpus": gathered.sha256, "tokenizer": self.tokenizer.identity(), **cut}

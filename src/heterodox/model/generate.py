@@ -18,28 +18,34 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    vocab_size: int | None = None,
     generator: torch.Generator | None = None,
     on_token: Callable[[Int[Tensor, " batch"]], None] | None = None,
 ) -> Int[Tensor, "batch longer"]:
     """Continue each prompt by `num_tokens` sampled tokens.
 
-    Temperature 0 takes the likeliest token. `top_k` keeps the k likeliest, `top_p` the smallest set whose
-    probability reaches p (Holtzman et al., 2020). The model sees the last `model.context` tokens. `on_token` is
-    called with each new token. Raises `ValueError` for an empty prompt or settings out of range.
+    Temperature 0 takes the likeliest token. `top_k` keeps the k likeliest, `top_p` the smallest set whose probability
+    reaches p (Holtzman et al., 2020). Ids from `vocab_size` on, which pad a model's output, are never drawn. The model
+    sees the last `model.context` tokens. `on_token` is called with each new token. Raises `ValueError` for an empty
+    prompt or settings out of range.
     """
     if prompt.shape[1] == 0:
         raise ValueError("the prompt is empty: give at least one token")
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+    if not temperature >= 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError("expected temperature ≥ 0, top_k ≥ 1 and 0 < top_p ≤ 1")
     was_training = model.training
     model.eval()
     tokens = prompt
     for _ in range(num_tokens):
         logits = model(tokens[:, -model.context :])[:, -1].float()
+        if vocab_size is not None:
+            logits[:, vocab_size:] = -torch.inf
         if temperature == 0:
             chosen = logits.argmax(-1, keepdim=True)
         else:
-            probabilities = torch.softmax(_filter(logits / temperature, top_k, top_p), dim=-1)
+            # The largest becomes 0 first: however small the temperature, no quotient overflows upwards.
+            scaled = ((logits - logits.amax(-1, keepdim=True)).double() / temperature).float()
+            probabilities = torch.softmax(_filter(scaled, top_k, top_p), dim=-1)
             chosen = torch.multinomial(probabilities.cpu(), 1, generator=generator).to(tokens.device)
         tokens = torch.cat([tokens, chosen], dim=1)
         if on_token is not None:

@@ -24,7 +24,8 @@ def export_run(path: Path, form: str, out: Path, checkpoint: str | None = None) 
     """Write the run's model to `out`.
 
     - `safetensors`: one file of weights under heterodox's names, the resolved recipe in its metadata.
-    - `gpt2`: a folder that `transformers.GPT2LMHeadModel.from_pretrained` opens, with the same logits.
+    - `gpt2`: a folder that `transformers.GPT2LMHeadModel.from_pretrained` opens, with the same logits, and
+      `AutoTokenizer.from_pretrained` with the same tokens.
     - `sparse`: one file of masks and of the weights that they leave; see `sparse_file.py`.
     """
     if form not in FORMATS:
@@ -73,7 +74,17 @@ def _write_gpt2(run: TrainedRun, folder: Path) -> None:
     assert isinstance(run.model, GPT)
     save_file(_as_gpt2(_weights(run)), folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_gpt2_config(config, run.model), indent=1) + "\n")
-    run.tokenizer.save(folder)
+    text = run.tokenizer.huggingface()
+    if text is None:  # a tokenizer from outside: not under a name that AutoTokenizer would open as another one
+        (folder / "heterodox_tokenizer.json").write_text(run.tokenizer.dumps(), encoding="utf-8")
+        return
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": config.context,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def _weights(run: TrainedRun) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import torch
 
 from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
+from heterodox.data.tokenizer.base import continuation
 from heterodox.model import generate
 from heterodox.run.load import load_run
 from heterodox.run.sparse_file import read_sparse
@@ -30,6 +31,8 @@ def generate_run(
     `path` is a run folder, or a file that `export --format sparse` wrote, which has no `checkpoint` to choose.
     Raises `RecipeError` for an empty prompt, `CorpusError` for one with characters that the tokenizer lacks.
     """
+    if not temperature >= 0:
+        raise RecipeError(f"temperature is {temperature}, expected 0 or more")
     if top_p is not None and not 0 < top_p <= 1:
         raise RecipeError(f"top-p is {top_p}, expected above 0 and at most 1")
     if checkpoint is not None and path.is_file():
@@ -46,7 +49,7 @@ def generate_run(
     def listen(chosen: torch.Tensor) -> None:
         nonlocal said
         written.append(int(chosen[0]))
-        text = run.tokenizer.decode(written)
+        text = continuation(run.tokenizer, start, written)
         if not text.endswith("\ufffd"):  # wait for the rest of a character
             say(text[len(said) :])
             said = text
@@ -58,9 +61,10 @@ def generate_run(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        vocab_size=run.tokenizer.vocab_size,
         generator=Streams(seed).generator("eval", "generate"),
         on_token=listen,
     )
-    text = run.tokenizer.decode(written)
+    text = continuation(run.tokenizer, start, written)
     say(text[len(said) :])
     return text

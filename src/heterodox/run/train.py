@@ -13,6 +13,7 @@ import torch
 from heterodox.core.comm import Comm, connect
 from heterodox.core.errors import CheckpointError
 from heterodox.core.protocols import LanguageModel
+from heterodox.data.tokenizer.base import continuation
 from heterodox.log.jsonl import MetricsFile
 from heterodox.log.tensorboard import TensorBoard, require_tensorboard
 from heterodox.model import generate
@@ -82,11 +83,11 @@ def train(
             status = trainer.run(interrupt)
             summary = _summarise(session, trainer, status, comm) | {"commit": source}
             if comm.rank == 0:
+                folder.write_json("summary.json", summary)  # first: what comes after costs no run
                 if status == "finished":
                     folder.write_json("samples.json", _samples(session))
                     if histogram := score_histogram(session):
                         folder.write_json("scores.json", histogram)
-                folder.write_json("summary.json", summary)
     return Run(out, summary, session.model, interrupt.received)
 
 
@@ -177,12 +178,13 @@ def _samples(session: Session) -> list[dict[str, Any]]:
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
+        vocab_size=tokenizer.vocab_size,
         generator=session.streams.generator("eval", "samples"),
     )[0].tolist()
     return [
         {
             "prompt": tokenizer.decode(start),
-            "text": tokenizer.decode(tokens[len(start) :]),
+            "text": continuation(tokenizer, start, tokens[len(start) :]),
             "temperature": sampling.temperature,
         }
     ]

@@ -1,6 +1,11 @@
+import bz2
+import gzip
 import json
+import lzma
+import os
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from heterodox.core.errors import CorpusError
@@ -106,3 +111,86 @@ def test_jsonl_reads_the_field_that_is_asked_for(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"body": "x"}\n')
     assert read(path, field="body")[0].text == "x"
+
+
+RECORDS = [{"text": "one"}, {"text": "two, three"}]
+LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
+PLAIN = {
+    "a.ndjson": LINES, "a.JSONL": LINES, "a.json": json.dumps(RECORDS),
+    "a.csv": 'n,text\n1,one\n2,"two, three"\n', "a.TSV": "n\ttext\n1\tone\n2\ttwo, three\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_list_of_records_is_read_as_one(name, tmp_path):
+    (tmp_path / name).write_text(PLAIN[name])
+    assert [document.text for document in read(tmp_path / name)] == ["one", "two, three"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.txt", LINES, "a JSON object in each line"),
+        ("a.json", '{"text": "x"}', "expected an array of objects"),
+        ("a.json", LINES, "is not JSON"),
+        ("a.csv", "n,text\n1,two, three\n", "another number of columns"),
+        ("a.csv", "n,words\n1,two\n", "no field 'text', only 'n', 'words'"),
+        ("a.jsonl", '{"n": ' + "9" * 6000 + "}\n", "line 1, is not JSON"),
+        ("a.jsonl", "[" * 5000, "line 1, is not JSON"),
+        ("a.parquet", "text", "is a parquet file.*data.corpus.name=hf"),
+        ("a.docx", "text", "is a Word file"),
+        ("a.gz", "text", "is not compressed like that"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_its_name(name, text, reason, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CorpusError, match=reason):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("magic", "reason"), [(b"PK\x03\x04", "zip"), (b"%PDF-1.7", "PDF"), (b"PAR1", "parquet"), (b"\x89PNG", "PNG")]
+)
+def test_another_format_is_known_by_its_first_bytes(magic, reason, tmp_path):
+    (tmp_path / "a.txt").write_bytes(magic + b"some text")
+    with pytest.raises(CorpusError, match=f"is a {reason} file"):
+        read(tmp_path / "a.txt")
+
+
+def test_json_lines_in_a_text_file_are_read_as_what_the_user_says(tmp_path):
+    (tmp_path / "a.txt").write_text(LINES)
+    assert [document.text for document in read(tmp_path / "a.txt", format="jsonl")] == ["one", "two, three"]
+    assert [document.text for document in read(tmp_path / "a.txt", format="text")] == [LINES]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_utf_16_with_its_mark_is_text(encoding, tmp_path):
+    (tmp_path / "a.txt").write_bytes("Zwölf 日本".encode(encoding))
+    assert read(tmp_path / "a.txt")[0].text == "Zwölf 日本"
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
+def test_a_compressed_file_is_read_as_what_it_holds(suffix, tmp_path):
+    path = tmp_path / f"a.jsonl.{suffix}"
+    if suffix == "zst":
+        with pyarrow.CompressedOutputStream(pyarrow.OSFile(str(path), "wb"), "zstd") as file:
+            file.write(LINES.encode())
+    else:
+        path.write_bytes({"gz": gzip, "bz2": bz2, "xz": lzma}[suffix].compress(LINES.encode()))
+    assert [document.text for document in read(path)] == ["one", "two, three"]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CorpusError, match="cannot unpack"):
+        read(path)
+
+
+def test_what_never_ends_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path / "pipe.txt", Path("/dev/zero")):
+        with pytest.raises(CorpusError, match="not a regular file"):
+            read(path)
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "a" * 300 + ".txt", "a\0b"])
+def test_a_path_that_cannot_be_is_one_line(path):
+    with pytest.raises(CorpusError, match=r"no such user|cannot read"):
+        read(Path(path))

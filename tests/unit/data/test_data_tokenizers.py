@@ -12,7 +12,10 @@ from tokenizers import models, pre_tokenizers
 from heterodox.core.errors import CheckpointError, CorpusError
 from heterodox.data import load_tokenizer
 from heterodox.data.tokenizer import BPE, Byte, Char, Tokenizer, TokenizerFile, subword
+from heterodox.data.tokenizer.base import continuation
+from heterodox.data.tokenizer.bpe import _words as pieces
 from heterodox.data.tokenizer.bpe import train
+from heterodox.data.tokenizer.reversible import text_bytes
 from heterodox.data.tokenizer.subword import Subword
 
 PROSE = "The quick brown fox\njumps over the lazy dog — zwölf Boxkämpfer, 日本語, 🦊!\n\n  Indented.\n" * 40
@@ -151,3 +154,103 @@ def test_a_bad_tokenizer_file_is_named(tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps({"hello": 1}))
     with pytest.raises(CorpusError, match=r"bad\.json is not a tokenizer\.json"):
         TokenizerFile.Config(path=tmp_path / "bad.json").build({})
+
+
+def save_bpe(path: Path, characters: str, **model: object) -> Path:
+    """A tokenizer.json of single characters, without an unknown token."""
+    inner = tokenizers.Tokenizer(models.BPE({c: n for n, c in enumerate(characters)}, [], **model))
+    inner.save(str(path))
+    return path
+
+
+def built(path: Path) -> Tokenizer:
+    return TokenizerFile.Config(path=path).build({})
+
+
+def test_a_tokenizer_that_drops_characters_is_refused_with_the_first_of_them(tmp_path):
+    tokenizer = built(save_bpe(tmp_path / "t.json", "abc "))
+    assert tokenizer.decode(tokenizer.encode("aλb")) == "a b"
+    with pytest.raises(CorpusError, match=r"loses characters of the text: 'λ' \(U\+03BB\)"):
+        text_bytes(tokenizer, "abλc", tokenizer.encode("abλc"))
+
+
+def test_a_tokenizer_that_normalizes_counts_the_bytes_of_the_text_that_it_gives_back(tmp_path):
+    inner = tokenizers.Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    inner.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.NFD(), tokenizers.normalizers.StripAccents()]
+    )
+    inner.save(str(tmp_path / "t.json"))
+    tokenizer = built(tmp_path / "t.json")
+    assert text_bytes(tokenizer, "ä", tokenizer.encode("ä")) == 1
+    assert text_bytes(Byte(), "ä", Byte().encode("ä")) == 2
+
+
+def test_dropout_is_switched_off(tmp_path):
+    inner = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")], dropout=0.5))
+    inner.save(str(tmp_path / "t.json"))
+    assert json.loads((tmp_path / "t.json").read_text())["model"]["dropout"] == 0.5
+    tokenizer = built(tmp_path / "t.json")
+    assert tokenizer.encode("ab" * 50).tolist() == [2] * 50
+    assert json.loads(tokenizer.dumps())["model"]["dropout"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda d: d["model"]["vocab"].update(b=0), "'a' and 'b' have the same id 0"),
+        (lambda d: d["model"]["vocab"].update(b=2_000_000_000), "'b' has the id 2000000000, and there are 2 tokens"),
+        (lambda d: d["model"]["vocab"].update(b="x"), "does not give each token a number"),
+        (lambda d: d.update(model={"type": "BPE"}), "is not a tokenizer.json"),
+    ],
+)
+def test_a_damaged_vocabulary_is_refused(change, reason, tmp_path):
+    path = save_bpe(tmp_path / "t.json", "ab")
+    description = json.loads(path.read_text())
+    change(description)
+    path.write_text(json.dumps(description))
+    with pytest.raises(CorpusError, match=reason):
+        built(path)
+
+
+def test_a_character_twice_is_refused():
+    with pytest.raises(ValueError, match="'a' is there twice"):
+        Char("aba")
+
+
+def test_the_space_between_prompt_and_continuation_stays(tmp_path):
+    inner = tokenizers.Tokenizer(models.WordLevel({"▁the": 0, "▁king": 1, "▁up": 2}, unk_token="▁the"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = tokenizers.decoders.Metaspace()
+    inner.save(str(tmp_path / "t.json"))
+    tokenizer = built(tmp_path / "t.json")
+    assert tokenizer.decode([2]) == "up"
+    assert continuation(tokenizer, [0, 1], [2]) == " up"
+    assert continuation(Byte(), list("é".encode()[:1]), list("é".encode()[1:])) == "é"
+
+
+def test_long_words_are_cut_to_train_a_vocabulary_and_ordinary_text_is_not(caplog):
+    assert "".join(pieces(PROSE)) == PROSE
+    assert list(pieces(PROSE)) == list(subword.chunks(PROSE))
+    assert not caplog.records
+    dna = "ACGT" * 2000
+    cut = list(pieces("so: " + dna))
+    assert "".join(cut) == "so: " + dna
+    assert max(map(len, cut)) <= 1024
+    assert "more than 1024 characters are cut" in caplog.text
+
+
+def test_a_long_line_is_cut_between_words_with_the_same_tokens(bpe, monkeypatch):
+    line = "The quick brown fox jumps, it's 12 lazy dogs!  Two spaces. " * 50
+    whole = bpe.encode(line).tolist()
+    monkeypatch.setattr(subword, "CHUNK_CHARACTERS", 40)
+    assert len(list(subword.chunks(line))) > 50
+    assert bpe.encode(line).tolist() == whole
+
+
+@pytest.mark.parametrize("tokenizer", [Byte(), Char("".join(sorted(set(PROSE)))), Subword(train(PROSE, 320))])
+def test_hugging_face_reads_the_same_tokens(tokenizer):
+    text = tokenizer.huggingface()
+    assert text is not None
+    theirs = tokenizers.Tokenizer.from_str(text)
+    assert theirs.encode(PROSE).ids == tokenizer.encode(PROSE).tolist()
+    assert theirs.decode(theirs.encode(PROSE).ids) == PROSE

@@ -1,23 +1,83 @@
-"""Text from disk: one file, a folder of files, or JSONL."""
+"""Text from disk: one file, a folder of files, or a list of records (JSON lines, a JSON array, CSV, TSV).
 
+What a file holds is told by its name and by its first bytes; a file that is something else than its name says, or that
+no reader here knows, is refused by the name of its format. Compressed files (gzip, bzip2, xz, zstandard) are read as
+what they hold.
+"""
+
+import bz2
+import csv
+import gzip
+import io
 import json
+import lzma
+import stat
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePath
+from typing import Any, Literal
 
 from heterodox.core import config
 from heterodox.core.errors import CorpusError
 from heterodox.data.corpus.base import Corpus, Document, field_of
 
 BYTE_ORDER_MARK = "\ufeff"
+MOST_BYTES = 16 << 30
+"""The largest text, in bytes once it is unpacked, that is read into memory."""
+
+Format = Literal["text", "jsonl", "json", "csv", "tsv"]
+RECORDS: dict[str, Format] = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".jsonlines": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
+    ".tab": "tsv",
+}  # fmt: skip
+"""Formats of lists of records, by suffix; any other suffix means plain text."""
+
+FOREIGN_SUFFIXES = {
+    ".parquet": "parquet", ".arrow": "Arrow", ".feather": "Arrow", ".pdf": "PDF", ".docx": "Word", ".doc": "Word",
+    ".odt": "OpenDocument", ".epub": "EPUB", ".xlsx": "Excel", ".xls": "Excel", ".zip": "zip", ".tar": "tar",
+    ".tgz": "tar", ".7z": "7-Zip", ".rar": "RAR", ".lz4": "LZ4", ".br": "Brotli", ".npy": "NumPy", ".npz": "NumPy",
+    ".pt": "PyTorch", ".safetensors": "safetensors", ".sqlite": "SQLite", ".db": "SQLite", ".bin": "binary",
+}  # fmt: skip
+"""Formats that are not text, by suffix."""
+FOREIGN_MAGIC = {
+    b"PAR1": "parquet", b"ARROW1": "Arrow", b"%PDF-": "PDF", b"PK\x03\x04": "zip", b"7z\xbc\xaf": "7-Zip",
+    b"Rar!": "RAR",
+    b"\x93NUMPY": "NumPy", b"SQLite format 3": "SQLite", b"\x04\x22\x4d\x18": "LZ4", b"\x7fELF": "program",
+    b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF",
+}  # fmt: skip
+"""Formats that are not text, by their first bytes."""
+REMEDIES = {
+    "parquet": "read it with data.corpus.name=hf data.corpus.dataset=FILE",
+    "Arrow": "read it with data.corpus.name=hf, or write it as parquet",
+}
+
+
+MAGIC_OF_COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
+"""The first bytes of a compressed file, by suffix."""
+
+
+def _opened(path: Path, suffix: str) -> Any:
+    """Open a compressed file as a context that gives something to `read`."""
+    if suffix == ".zst":
+        import pyarrow
+
+        return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+    return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[suffix](path)
+
+
+UNICODE_MARKS = {
+    b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16",
+}  # fmt: skip
+LOOKED_AT = 20
+"""Lines of a plain text that are looked at for whether they are records."""
 
 
 class File(Corpus):
-    """UTF-8 text, taken as it is (a leading byte-order mark aside).
+    """Text on disk: a file, a folder of files, or the records of JSON lines, a JSON array, CSV or TSV.
 
-    A file is one document, and a folder one document for each file that matches `pattern`, at any depth. In a
-    `.jsonl` file, each line is a document: the text under `field`.
+    Text is UTF-8, or UTF-16 and UTF-32 with a byte-order mark, and is taken as it is. A file is one document; a folder
+    is one document for each file that matches `pattern`, at any depth. In a list of records each record is a document:
+    the text under `field` (a key, or a column). Compressed files (.gz, .bz2, .xz, .zst) are read as what they hold.
     """
 
     class Config(config.Config):
@@ -25,21 +85,23 @@ class File(Corpus):
         path: Path
         pattern: str = "*.txt"
         field: str = "text"
+        format: Literal["auto", "text", "jsonl", "json", "csv", "tsv"] = "auto"
 
         def build(self) -> "File":
-            return File(self.path, self.pattern, self.field)
+            return File(self.path, self.pattern, self.field, self.format)
 
-    def __init__(self, path: Path, pattern: str = "*.txt", field: str = "text") -> None:
-        self.path = Path(path).expanduser()
+    def __init__(self, path: Path, pattern: str = "*.txt", field: str = "text", format: str = "auto") -> None:
+        self.path = expanded(Path(path))
         self.pattern = pattern
         self.field = field
+        self.format = format
 
     @property
     def title(self) -> str:
         return self.path.name
 
     def documents(self) -> Iterator[Document]:
-        if not self.path.is_dir():
+        if not is_folder(self.path):
             yield from self._read(self.path, self.path.name)
             return
         files = sorted(path for path in self._matches() if path.is_file())
@@ -56,44 +118,177 @@ class File(Corpus):
             return list(self.path.rglob(self.pattern))
         except (ValueError, NotImplementedError) as error:
             raise CorpusError(f"data.corpus.pattern {self.pattern!r} is not a file pattern: {error}") from error
+        except OSError as error:
+            raise CorpusError(f"cannot read the folder {self.path}: {error.strerror}") from error
 
     def _read(self, path: Path, name: str) -> Iterator[Document]:
-        text = read_text(path)
-        if path.suffix != ".jsonl":
+        text, inner = read_file(path)
+        given = None if self.format == "auto" else self.format
+        form = given or RECORDS.get(inner.suffix.lower(), "text")
+        if form == "text" and given is None and _looks_like_records(text):
+            raise CorpusError(
+                f"{path} holds a JSON object in each line: set data.corpus.format=jsonl to read the field "
+                f"{self.field!r} of each, or data.corpus.format=text to train on the JSON itself"
+            )
+        if form == "text":
             yield Document(name, text)
             return
+        for number, record in _records(text, form, path):
+            where = f"{path}, {'line' if form == 'jsonl' else 'record'} {number},"
+            yield Document(f"{name}:{number}", field_of(record, self.field, where))
+
+
+def _records(text: str, form: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of `text` with their numbers, from 1; of JSON lines, the numbers of their lines."""
+    if form == "jsonl":
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
-                yield Document(f"{name}:{number}", self._parse(line, f"{path}, line {number},"))
+                yield number, _record(_parse(line, f"{path}, line {number},"), f"{path}, line {number},")
+    elif form == "json":
+        found = _parse(text, str(path))
+        if not isinstance(found, list):
+            raise CorpusError(
+                f"{path} holds one JSON {type(found).__name__}, expected an array of objects like [{{'text': …}}, …]; "
+                "JSON lines are called .jsonl"
+            )
+        for number, record in enumerate(found, start=1):
+            yield number, _record(record, f"{path}, record {number},")
+    else:
+        yield from _rows(text, "," if form == "csv" else "\t", path)
 
-    def _parse(self, line: str, where: str) -> str:
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise CorpusError(f"{where} is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise CorpusError(f"{where} holds {type(record).__name__}, expected an object like {{'text': …}}")
-        return field_of(record, self.field, where)
+
+def _rows(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    before = csv.field_size_limit(1 << 30)
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        for number, row in enumerate(reader, start=1):
+            if None in row or None in row.values():
+                raise CorpusError(
+                    f"{path}, record {number}, has another number of columns than the header, which names "
+                    f"{len(reader.fieldnames or ())}; quote what holds a {'comma' if delimiter == ',' else 'tab'}"
+                )
+            yield number, row
+    except csv.Error as error:
+        raise CorpusError(f"{path} is not {'CSV' if delimiter == ',' else 'TSV'}: {error}") from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits, too
+        raise CorpusError(f"{where} is not JSON: {_short(error)}") from error
+
+
+def _record(record: Any, where: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise CorpusError(f"{where} holds {type(record).__name__}, expected an object like {{'text': …}}")
+    return record
+
+
+def _looks_like_records(text: str) -> bool:
+    """Whether the first lines, of at least two, are all JSON objects."""
+    lines = [line for line in text[: 1 << 20].split("\n")[: LOOKED_AT + 1] if line.strip()][:LOOKED_AT]
+    if len(lines) < 2 or not all(line.lstrip().startswith("{") for line in lines):
+        return False
+    try:
+        return all(isinstance(json.loads(line), dict) for line in lines)
+    except (ValueError, RecursionError):
+        return False
+
+
+def expanded(path: Path) -> Path:
+    """`path` with a leading `~` replaced. Raises CorpusError for a user whom this machine does not know."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise CorpusError(f"{path}: there is no such user on this machine") from error
+
+
+def is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"cannot read {str(path)[:80]}: {_short(error)}") from error
 
 
 def read_text(path: Path) -> str:
-    """The file's text. Raises CorpusError if it is missing, unreadable, binary or not UTF-8."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise CorpusError(f"there is no file or folder {path}; check data.path") from error
-    except OSError as error:
-        raise CorpusError(f"cannot read {path}: {error.strerror}") from error
+    """Return the text of a file; see `read_file`."""
+    return read_file(path)[0]
+
+
+def read_file(path: Path) -> tuple[str, PurePath]:
+    """The text of a file, unpacked if it is compressed, and its name without the suffix of the compression.
+
+    Raises CorpusError if it is missing, unreadable, no regular file, too large, of a format that is not text, or in an
+    encoding that does not say what it is.
+    """
+    inner = PurePath(path.name)
+    data = _bytes(path)
+    for suffix, magic in MAGIC_OF_COMPRESSED.items():
+        if data.startswith(magic):
+            data = _unpacked(path, suffix)
+            inner = inner.with_suffix("") if inner.suffix.lower() == suffix else inner
+            break
+        if inner.suffix.lower() == suffix:
+            raise CorpusError(f"{path} is called {suffix}, but is not compressed like that; rename or repack it")
+    _refuse_foreign(path, inner, data)
+    for mark, encoding in UNICODE_MARKS.items():
+        if data.startswith(mark):
+            try:
+                return data.decode(encoding), inner
+            except UnicodeDecodeError as error:
+                raise CorpusError(f"{path} begins as {encoding} and is not: {error.reason}") from error
     if (offset := data.find(b"\0")) >= 0:
-        raise CorpusError(
-            f"{path} is not text: byte {offset} is NUL; expected UTF-8 text (the corpus `hf` reads parquet)"
-        )
+        raise CorpusError(f"{path} is not text: byte {offset} is NUL; expected UTF-8, or UTF-16 with a byte-order mark")
     try:
-        return data.decode("utf-8").removeprefix(BYTE_ORDER_MARK)
+        return data.decode("utf-8").removeprefix(BYTE_ORDER_MARK), inner
     except UnicodeDecodeError as error:
         raise CorpusError(
             f"{path} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; convert it to UTF-8"
         ) from error
+
+
+def _refuse_foreign(path: Path, inner: PurePath, data: bytes) -> None:
+    found = next((name for magic, name in FOREIGN_MAGIC.items() if data.startswith(magic)), None)
+    found = found or FOREIGN_SUFFIXES.get(inner.suffix.lower())
+    if found:
+        remedy = REMEDIES.get(found, "unpack or convert it to text first")
+        raise CorpusError(f"{path} is a {found} file, not text; {remedy}")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CorpusError(f"{path} is not a regular file; write its contents into a file first")
+        if status.st_size > MOST_BYTES:
+            raise CorpusError(
+                f"{path} has {status.st_size} bytes, more than the {MOST_BYTES} that fit; take a part of it"
+            )
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CorpusError(f"there is no file or folder {path}; check data.path") from error
+    except OSError as error:
+        raise CorpusError(f"cannot read {str(path)[:200]}: {error.strerror}") from error
+    except ValueError as error:
+        raise CorpusError(f"cannot read {str(path)[:200]!r}: {error}") from error
+
+
+def _unpacked(path: Path, suffix: str) -> bytes:
+    try:
+        with _opened(path, suffix) as file:
+            data = file.read(MOST_BYTES + 1)
+    except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
+        raise CorpusError(f"cannot unpack {path}: {_short(error)}") from error
+    if len(data) > MOST_BYTES:
+        raise CorpusError(f"{path} unpacks to more than the {MOST_BYTES} bytes that fit; take a part of it")
+    return data
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _suffixes(folder: Path) -> str:

@@ -19,6 +19,12 @@ class Tokenizer(ABC):
     """Ids are 0 … vocab_size − 1."""
 
     vocab_size: int
+    exact = False
+    """Whether `decode(encode(text)) == text` for every text, by construction."""
+
+    def normalize(self, text: str) -> str:
+        """Return what the tokenizer makes of `text` before it looks for tokens; by default the text itself."""
+        return text
 
     @abstractmethod
     def encode(self, text: str) -> Int[np.ndarray, " tokens"]:
@@ -32,6 +38,10 @@ class Tokenizer(ABC):
     def dumps(self) -> str:
         """The contents of `tokenizer.json`; `load_tokenizer` understands it."""
 
+    def huggingface(self) -> str | None:
+        """Return a `tokenizer.json` of the `tokenizers` library that gives the same ids; None if there is none."""
+        return None
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of `dumps`: equal for tokenizers that work alike."""
@@ -41,6 +51,16 @@ class Tokenizer(ABC):
         """Write `tokenizer.json` into `folder`, which is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE_NAME).write_text(self.dumps(), encoding="utf-8")
+
+
+def continuation(tokenizer: Tokenizer, prompt: Sequence[int], written: Sequence[int]) -> str:
+    """Return the text that `written` adds behind `prompt`, as the two read together.
+
+    A tokenizer may put the space between two words into the second of them, and drop it at the beginning of a text.
+    """
+    together, before = tokenizer.decode([*prompt, *written]), tokenizer.decode(list(prompt))
+    same = next((n for n, (a, b) in enumerate(zip(together, before, strict=False)) if a != b), len(before))
+    return together[same:]
 
 
 def as_ids(ids: Ids, vocab_size: int) -> Int[np.ndarray, " tokens"]:

@@ -5,7 +5,9 @@ Reference: Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words
 back exactly.
 """
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import tokenizers
@@ -14,6 +16,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from heterodox.core import config
 from heterodox.data.tokenizer.subword import Subword, chunks
+
+log = logging.getLogger(__name__)
+
+LONGEST_WORD = 1024
+LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
 
 class BPE:
@@ -40,5 +47,21 @@ def train(text: str, vocab_size: int) -> tokenizers.Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    inner.train_from_iterator(chunks(text), trainer)
+    inner.train_from_iterator(_words(text), trainer)
     return inner
+
+
+def _words(text: str) -> Iterator[str]:
+    """The text in pieces, without words longer than `LONGEST_WORD`: merging takes the square of a word's length."""
+    told = False
+    for chunk in chunks(text):
+        start = 0
+        for long in LONG_WORD.finditer(chunk):
+            if not told:
+                log.warning("words of more than %d characters are cut to train the tokenizer", LONGEST_WORD)
+                told = True
+            yield chunk[start : long.start()]
+            for piece in range(long.start(), long.end(), LONGEST_WORD):
+                yield chunk[piece : min(piece + LONGEST_WORD, long.end())]
+            start = long.end()
+        yield chunk[start:]

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+import tokenizers
 from jaxtyping import Int, UInt
+from tokenizers import decoders, models, pre_tokenizers
 
 from heterodox.core import config
 from heterodox.core.errors import CorpusError
@@ -30,9 +32,14 @@ class Char(Tokenizer):
         def build(self, texts: Mapping[str, str]) -> "Char":
             return Char("".join(sorted(set().union(*texts.values()))))
 
+    exact = True
+
     def __init__(self, characters: str) -> None:
         """`characters`: the inventory, each once, in order of its ids."""
-        assert len(set(characters)) == len(characters) > 0, "an inventory holds each character once"
+        if len(set(characters)) != len(characters):
+            twice = next(character for character in characters if characters.count(character) > 1)
+            raise ValueError(f"the character {twice!r} is there twice")
+        assert characters, "an inventory holds a character"
         self.characters = characters
         self.vocab_size = len(characters)
         self._points = _code_points(characters)
@@ -55,6 +62,14 @@ class Char(Tokenizer):
 
     def dumps(self) -> str:
         return json.dumps({"heterodox": "char", "characters": self.characters})
+
+    def huggingface(self) -> str:
+        unknown = "\ufffd\ufffd"  # no token: a character that is not there is an error, as here
+        vocab = {character: number for number, character in enumerate(self.characters)}
+        inner = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=unknown))
+        inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+        inner.decoder = decoders.Fuse()
+        return inner.to_str()
 
 
 def _code_points(text: str) -> UInt[np.ndarray, " characters"]:

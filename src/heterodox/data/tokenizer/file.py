@@ -6,22 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import tokenizers
-
 from heterodox.core import config
 from heterodox.core.errors import CheckpointError, CorpusError
 from heterodox.core.slot import Slot
 from heterodox.data.tokenizer.base import FILE_NAME, Tokenizer
 from heterodox.data.tokenizer.byte import Byte
 from heterodox.data.tokenizer.char import Char
-from heterodox.data.tokenizer.subword import Subword
+from heterodox.data.tokenizer.subword import Subword, parse_description
+
+MOST_BYTES = 1 << 29
 
 _OUTSIDE = Slot("tokenizer", object, ())
 """Tokenizers of other distributions; `parse` knows our own."""
 
 
 class TokenizerFile:
-    """Builds the tokenizer in `path`, taken as it is; if it normalises text, `decode` gives that back."""
+    """Builds the tokenizer in `path`, taken as it is, but that sampling (BPE-dropout) is switched off.
+
+    One that normalises text is taken, and bits per byte count the normalised text. One that loses characters is
+    refused.
+    """
 
     class Config(config.Config):
         name: Literal["file"] = "file"
@@ -33,15 +37,21 @@ class TokenizerFile:
         def build(self, texts: Mapping[str, str]) -> Tokenizer:
             try:
                 return parse(self._read())
-            except ValueError as error:
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise CorpusError(f"{self.path} is not a tokenizer.json: {error}") from error
 
         def _read(self) -> str:
             try:
-                return self.path.expanduser().read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
+                path = self.path.expanduser()
+                if path.exists() and not path.is_file():
+                    raise OSError("not a regular file")
+                if path.exists() and path.stat().st_size > MOST_BYTES:
+                    raise OSError(f"larger than the {MOST_BYTES} bytes of any tokenizer")
+                return path.read_text(encoding="utf-8")
+            except (OSError, ValueError, RuntimeError) as error:
                 raise CorpusError(
-                    f"cannot read the tokenizer {self.path} ({error}); set data.tokenizer.path to a tokenizer.json"
+                    f"cannot read the tokenizer {str(self.path)[:200]} ({error}); "
+                    "set data.tokenizer.path to a tokenizer.json"
                 ) from error
 
 
@@ -50,13 +60,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / FILE_NAME
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"cannot load the tokenizer {path}: {error}") from error
 
 
 def parse(text: str) -> Tokenizer:
     """The inverse of `Tokenizer.dumps`. Raises ValueError if `text` is not a tokenizer."""
-    description = json.loads(text)
+    try:
+        description = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     match description:
         case {"heterodox": "byte"}:
             return Byte()
@@ -67,8 +80,5 @@ def parse(text: str) -> Tokenizer:
                 raise ValueError(f"{part.__module__}:{part.__qualname__} has no function `parse` that reads it")
             return part.parse(text)
         case {"model": dict()}:
-            try:
-                return Subword(tokenizers.Tokenizer.from_str(text))
-            except Exception as error:  # the library raises plain Exception
-                raise ValueError(str(error)) from error
+            return Subword(parse_description(text))
     raise ValueError("it describes no tokenizer that is known here")
