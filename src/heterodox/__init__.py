@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from heterodox.report import write_report
     from heterodox.run.load import load_run
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "CheckpointError": "core.errors",
     "CorpusError": "core.errors",

@@ -7,7 +7,8 @@ from typing import Any
 from heterodox.comparison.study import Study, Watch
 from heterodox.comparison.sweep import Sweep
 from heterodox.core.errors import RecipeError
-from heterodox.recipe import Source, load_recipe
+from heterodox.core.files import output_folder, there
+from heterodox.recipe import Source, load_recipe, locate, recipes_folder
 from heterodox.run.recorder import Observer
 from heterodox.run.session import default_folder
 from heterodox.run.train import Run
@@ -29,7 +30,7 @@ def train(
     `observers` are told of every metrics row. Raises `RecipeError`, `CorpusError` or `CheckpointError`.
     """
     resolved = load_recipe(recipe, overrides)
-    folder = Path(out) if out is not None else default_folder(resolved)
+    folder = output_folder(out) if out is not None else default_folder(resolved)
     return train_recipe(resolved, folder, resume=resume, checkpoint=checkpoint, observers=observers)
 
 
@@ -48,7 +49,7 @@ def compare(
     """
     overrides = list(overrides)
     chosen = expand([quick_recipes()] if recipes is None else recipes)
-    return Study([load_recipe(r, overrides) for r in chosen], Path(out), num_seeds=seeds, jobs=jobs).run(watch)
+    return Study([load_recipe(r, overrides) for r in chosen], output_folder(out), num_seeds=seeds, jobs=jobs).run(watch)
 
 
 def sweep(
@@ -69,7 +70,13 @@ def sweep(
     `sweep.json` holds. Raises `RecipeError` for keys or values that a recipe does not take.
     """
     return Sweep(
-        expand(recipes), search, Path(out), overrides=list(overrides), trials=trials, num_seeds=seeds, jobs=jobs
+        expand(recipes),
+        search,
+        output_folder(out),
+        overrides=list(overrides),
+        trials=trials,
+        num_seeds=seeds,
+        jobs=jobs,
     ).run(watch)
 
 
@@ -77,8 +84,8 @@ def expand(sources: Sequence[Source]) -> list[Source]:
     """Folders among `sources` become the recipes in them, sorted; files whose names begin with `_` are bases."""
     expanded: list[Source] = []
     for source in sources:
-        if isinstance(source, (str, Path)) and Path(source).is_dir():
-            found = sorted(p for p in Path(source).glob("*.yaml") if not p.name.startswith("_"))
+        if isinstance(source, (str, Path)) and (folder := locate(source)).is_dir():
+            found = sorted(p for p in folder.glob("*.yaml") if not p.name.startswith("_"))
             if not found:
                 raise RecipeError(f"folder {source} holds no recipe (*.yaml)")
             expanded += found
@@ -89,14 +96,9 @@ def expand(sources: Sequence[Source]) -> list[Source]:
 
 def is_override(argument: str) -> bool:
     """Whether this is `KEY=VALUE`, and not a file that has such a name."""
-    try:
-        return "=" in argument and not Path(argument).exists()
-    except OSError:  # too long for a name
-        return True
+    return "=" in argument and not there(Path(argument))
 
 
 def quick_recipes() -> Path:
     """The folder of the recipes that `compare` runs when it is given none."""
-    package = Path(__file__).parent
-    installed = package / "recipes" / "quick"
-    return installed if installed.is_dir() else package.parents[1] / "recipes" / "quick"
+    return recipes_folder() / "quick"

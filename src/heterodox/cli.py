@@ -12,22 +12,51 @@ from typing import Annotated
 
 import typer
 
-from heterodox.cli_shared import AsJson, CheckpointOption, DataKeys, Overrides, RunArgument, show
+import heterodox
+from heterodox.cli_shared import (
+    AsJson,
+    CheckpointOption,
+    DataKeys,
+    Overrides,
+    RecipeArgument,
+    RunArgument,
+    any_path,
+    out_path,
+    show,
+)
 from heterodox.cli_studies import compare, report, sweep
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Train transformers by learning rules other than backpropagation, and compare them fairly with it.",
 )
 
 
+def _print_version(wanted: bool | None) -> None:
+    if wanted:
+        print(f"heterodox {heterodox.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = None,
+) -> None:
+    """Read what every call takes."""
+
+
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
+    recipe: RecipeArgument,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; default: `runs/NAME-seedN`.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=out_path, help="The run folder; default: `runs/NAME-seedN`.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in the folder.")] = False,
     checkpoint: Annotated[str | None, typer.Option(help="With --resume: go on from this one.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -61,7 +90,9 @@ app.command()(sweep)
 
 @app.command()
 def generate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a file in sparse format.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder, or a file in sparse format.", parser=any_path)
+    ],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 300,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
@@ -105,7 +136,9 @@ def probe(
 def export(
     run: RunArgument,
     form: Annotated[str, typer.Option("--format", help="safetensors, gpt2 (transformers), sparse.")] = "safetensors",
-    out: Annotated[Path | None, typer.Option(help="Default: in the run, by the format's name.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=out_path, help="Default: in the run, by the format's name.")
+    ] = None,
     checkpoint: CheckpointOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -125,11 +158,13 @@ def export(
 def score(
     run: RunArgument,
     overrides: DataKeys = None,
-    data: Annotated[Path | None, typer.Option(help="Score this text instead: short for `data.path=PATH`.")] = None,
-    out: Annotated[Path, typer.Option(help="The scores.")] = Path("scores.parquet"),
+    data: Annotated[
+        Path | None, typer.Option(parser=any_path, help="Score this text instead: short for `data.path=PATH`.")
+    ] = None,
+    out: Annotated[Path, typer.Option(parser=out_path, help="The scores.")] = Path("scores.parquet"),
     split: Annotated[str, typer.Option(help="train, meta, val or test.")] = "train",
     keep: Annotated[float | None, typer.Option(help="With --index: the share to keep, the best.")] = None,
-    index: Annotated[Path | None, typer.Option(help="Also write the ids of the best here.")] = None,
+    index: Annotated[Path | None, typer.Option(parser=any_path, help="Also write the ids of the best here.")] = None,
     noisy: Annotated[bool, typer.Option("--noisy", help="Plant the recipe's noise in a held-out split first.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     as_json: AsJson = False,
@@ -186,7 +221,7 @@ def check(overrides: Overrides = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
+    recipe: RecipeArgument,
     overrides: Overrides = None,
     speed: Annotated[float | None, typer.Option(min=1, help="FLOPs per second, to tell hours.")] = None,
     as_json: AsJson = False,

@@ -15,6 +15,20 @@ UsageError: type[Any] = typer.BadParameter.__bases__[0]
 """What Typer raises for arguments that a command does not take."""
 
 
+def out_path(text: str | Path) -> Path:
+    """Where a command writes. Raises `RecipeError` for an empty name."""
+    from heterodox.core.files import output_folder
+
+    return output_folder(text)
+
+
+def any_path(text: str | Path) -> Path:
+    """A path that the user names, `~` replaced."""
+    from heterodox.core.files import expand
+
+    return expand(text)
+
+
 def no_options(context: Any, arguments: list[str] | None) -> list[str] | None:
     """Refuses `seeds=3` where `--seeds 3` is meant, with that hint."""
     for argument in arguments or ():
@@ -45,7 +59,10 @@ RecipesAndOverrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", parser=any_path)]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe such as `quick/backprop`.")
+]
 CheckpointOption = Annotated[str | None, typer.Option(help="Which checkpoint; default: the latest.")]
 
 

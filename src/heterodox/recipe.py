@@ -1,21 +1,35 @@
 """Recipes: a YAML file plus dotted overrides, checked as a whole before anything runs."""
 
 import copy
+import difflib
 import re
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from heterodox import catalog
 from heterodox.core.config import Config
 from heterodox.core.errors import RecipeError
+from heterodox.core.files import expand, there
 from heterodox.core.plain import plain
 from heterodox.data import DataConfig
-from heterodox.recipe_errors import one_line
+from heterodox.recipe_errors import one_line, sections_of
 from heterodox.run.config import LogConfig, RunConfig
+
+LARGEST = 1 << 20
+"""Bytes of the largest recipe."""
+MOST_VALUES = 100_000
+"""Values in the largest recipe, once its aliases are written out."""
+DEEPEST = 50
+"""Levels of keys and lists in the deepest recipe."""
+LONGEST_CHAIN = 50
+"""Recipes in the longest chain of bases."""
 
 SLOTS = ("model", "objective", "rating", "credit", "update", "learner")
 
@@ -109,11 +123,64 @@ def overridden(source: Source, overrides: Iterable[str]) -> dict[str, Any]:
     elif isinstance(source, Mapping):
         data = plain(dict(source))
     else:
-        data = read(Path(source))
-        data.setdefault("name", Path(source).stem)
-    for override in sorted(overrides, key=_breadth):
+        path = locate(source)
+        data = read(path)
+        data.setdefault("name", name_of(path))
+    given = list(overrides)
+    _refuse_contradictions(given)
+    for override in sorted(given, key=_breadth):
         apply_override(data, override)
     return data
+
+
+def locate(source: str | Path) -> Path:
+    """Return the file of a recipe: `source` itself, or the shipped recipe of that name, such as `quick/backprop`."""
+    path = expand(source)
+    if there(path):
+        return path
+    for name in (f"{source}.yaml", str(source)):
+        shipped = recipes_folder() / name
+        if there(shipped) and shipped.resolve().is_relative_to(recipes_folder().resolve()):
+            return shipped
+    return path
+
+
+def recipes_folder() -> Path:
+    """Return the folder of the recipes that come with the package."""
+    package = Path(__file__).parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parents[1] / "recipes"
+
+
+def _nearest_recipe(path: Path) -> str:
+    """Name the shipped recipe that is meant by a name without a file, if there is one like it."""
+    folder = recipes_folder()
+    shipped = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("[!_]*.yaml")]
+    close = difflib.get_close_matches(str(path).removesuffix(".yaml"), shipped, n=1, cutoff=0.6)
+    return f"; did you mean the shipped recipe {close[0]!r}?" if close else ""
+
+
+def name_of(path: Path) -> str:
+    """Return a legal name for the run of a recipe file that has none: the file's, without what names cannot hold."""
+    plain = unicodedata.normalize("NFKD", path.stem.replace("ß", "ss")).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._") or "recipe"
+
+
+def _refuse_contradictions(overrides: Sequence[str]) -> None:
+    """Raise RecipeError where one override on the same line would silently undo another."""
+    values = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    corpus = next((key for key in ("data.corpus", "data.corpus.name") if values.get(key, "file") != "file"), None)
+    if corpus and "data.path" in values:
+        raise RecipeError(f"data.path reads a file, and {corpus}={values[corpus]} is another corpus; drop one")
+    if "data.path" in values and "data.corpus.path" in values:
+        raise RecipeError("data.path and data.corpus.path both say which file to read; drop one")
+    budget = [key for key in values if key.startswith("run.budget.")]
+    if len(budget) > 1:
+        raise RecipeError(f"a run has one budget, and here are {' and '.join(budget)}; drop one")
+    for key, value in values.items():
+        inner = values.get(f"{key}.name")
+        if inner is not None and inner != value:
+            raise RecipeError(f"{key}={value} and {key}.name={inner} name two parts; drop one")
 
 
 def check(data: Mapping[str, Any]) -> Recipe:
@@ -128,28 +195,34 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The raw content of a recipe file, laid over the file that its `base:` names."""
     if path.resolve() in above:
         raise RecipeError(f"recipe {path} is its own base")
+    if len(above) > LONGEST_CHAIN:
+        raise RecipeError(f"recipe {above[0]} has a chain of more than {LONGEST_CHAIN} bases")
     try:
+        if path.exists() and not path.is_file():
+            raise RecipeError(f"recipe {path} is not a file")
+        if path.exists() and path.stat().st_size > LARGEST:
+            raise RecipeError(f"recipe {path} has {path.stat().st_size} bytes, more than any recipe ({LARGEST})")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"recipe {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error}") from None
+        raise RecipeError(f"recipe {path} does not exist{_nearest_recipe(path)}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise RecipeError(f"recipe {str(path)[:200]} cannot be read: {reason}") from None
     try:
-        data = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        where = " ".join(str(error).replace('in "<unicode string>", line', "in line").split())
-        raise RecipeError(f"recipe {path} is not YAML: {where}") from None
+        data = parse_yaml(text)
+    except ValueError as error:
+        raise RecipeError(f"recipe {path} is not YAML: {error}") from None
     if not isinstance(data, dict):
         found = "nothing" if data is None else f"a {type(data).__name__}"
         raise RecipeError(f"recipe {path} holds {found}, expected a mapping of sections")
     for key in data:
         if not isinstance(key, str):
-            raise RecipeError(f"recipe {path}: unknown key {key!r}, expected a word")
+            raise RecipeError(f"recipe {path}: unknown key {str(key)[:80]!r}, expected a word")
     base = data.pop("base", None)
     if base is None:
         return data
-    if not isinstance(base, str) or not (path.parent / base).is_file():
-        raise RecipeError(f"recipe {path} names the base {base!r}, and there is no such file beside it")
+    if not isinstance(base, str) or not there(path.parent / base):
+        raise RecipeError(f"recipe {path} names the base {str(base)[:200]!r}, and there is no such file beside it")
     return merge(read(path.parent / base, (*above, path.resolve())), data)
 
 
@@ -162,11 +235,18 @@ def merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
             below = {"name": below}
         if isinstance(below, dict) and isinstance(value, str):
             value = {"name": value}
+        if key == "corpus" and "path" in result and "path" not in top and _names_another(value):
+            del result["path"]  # `data.path` of the base is short for a corpus, and the top names another
         both = isinstance(below, dict) and isinstance(value, dict)
         if both and key != "budget" and value.get("name", below.get("name")) == below.get("name"):
             value = merge(below, value)  # but of a budget's units only one
         result[key] = value
     return result
+
+
+def _names_another(corpus: Any) -> bool:
+    """Whether a `corpus` section says itself what to read."""
+    return isinstance(corpus, str) or (isinstance(corpus, Mapping) and bool({"name", "path"} & corpus.keys()))
 
 
 def _breadth(override: str) -> tuple[int, bool]:
@@ -179,11 +259,14 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one dotted `KEY=VALUE`, the value read as YAML. Naming another part starts that slot afresh."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"override {override!r} is not of the form KEY=VALUE")
+        raise RecipeError(f"override {override[:80]!r} is not of the form KEY=VALUE")
+    if key.count(".") > DEEPEST:
+        raise RecipeError(f"override {key[:80]!r}…: no key is that deep")
     try:
-        value = parse_value(text)
-    except ValueError:
-        raise RecipeError(f"override {override!r}: the value is not YAML") from None
+        value = parse_value(text, key)
+    except ValueError as error:
+        hint = "; text that is not YAML goes in quotes: KEY='\"...\"'"
+        raise RecipeError(f"override {override[:80]!r}: the value is not YAML ({error}){hint}") from None
     *folders, leaf = key.split(".")
     node = data
     for folder in folders:
@@ -192,6 +275,10 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if leaf == "name" and folders and node.get("name") != value:
         node.clear()
     node[leaf] = value
+    if key in ("data.corpus", "data.corpus.name", "data.corpus.path"):  # it says what to read, not the recipe's path
+        read_before = data["data"].pop("path", None)
+        if key == "data.corpus.path" and read_before is not None:
+            data["data"]["corpus"] = {**data["data"]["corpus"], "name": "file"}
     if folders and folders[-1] == "budget":  # one unit at a time
         for other in node.keys() - {leaf}:
             del node[other]
@@ -201,12 +288,71 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         data["update"].pop("lr", None)
 
 
-def parse_value(text: str) -> Any:
-    """A value as recipes write it. Raises ValueError if it is not YAML."""
+def parse_value(text: str, key: str = "") -> Any:
+    """Return a value as recipes write it. Text is taken as it stands where `key` wants text, such as a path.
+
+    Raises ValueError if it is not YAML.
+    """
+    if key and wants_text(key):
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+        if not quoted and text not in ("null", "~", ""):
+            return text
+    return parse_yaml(text)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a piece of YAML holds. Raises ValueError that says where it is wrong, without repeating the text."""
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{text!r} is not YAML") from error
+        data = yaml.load(text, _Loader)
+        _measure(data)
+    except yaml.MarkedYAMLError as error:
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{error.problem or 'it cannot be parsed'}{where}") from None
+    except yaml.YAMLError:
+        raise ValueError("it holds characters that YAML does not take") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return data
+
+
+def _measure(data: Any) -> None:
+    """Raise ValueError for data that refers to itself, or that is too large once its aliases are written out."""
+    sizes: dict[int, int] = {}
+    open_: set[int] = set()
+
+    def size(node: Any, depth: int) -> int:
+        if not isinstance(node, dict | list):
+            return 1
+        if id(node) in open_:
+            raise ValueError("it refers to itself")
+        if depth > DEEPEST:
+            raise ValueError("it is nested too deeply")
+        if id(node) not in sizes:
+            open_.add(id(node))
+            inner = node.values() if isinstance(node, dict) else node
+            sizes[id(node)] = 1 + sum(size(child, depth + 1) for child in inner)
+            open_.discard(id(node))
+        if sizes[id(node)] > MOST_VALUES:
+            raise ValueError(f"it holds more than {MOST_VALUES} values")
+        return sizes[id(node)]
+
+    size(data, 0)
+
+
+def wants_text(key: str) -> bool:
+    """Return whether a dotted key takes text in every part that has it: a path, a name, a prompt."""
+    sections: list[type[BaseModel]] = [Recipe]
+    *folders, leaf = key.split(".")
+    for folder in folders:
+        fields = [section.model_fields[folder] for section in sections if folder in section.model_fields]
+        sections = [inner for field in fields for inner in sections_of(field.annotation)]
+    kinds = [section.model_fields[leaf].annotation for section in sections if leaf in section.model_fields]
+    return bool(kinds) and (leaf != "name" or not folders) and all(_is_text(kind) for kind in kinds)
+
+
+def _is_text(annotation: Any) -> bool:
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return all(kind in (str, Path, type(None)) for kind in kinds) and set(kinds) != {type(None)}
 
 
 def _section(value: object) -> dict[str, Any]:
@@ -220,8 +366,8 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 but for two things: `1e-3` is a number, as in YAML 1.2, and a key may not be given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [key for key, _ in node.value if keys.count(key.value) > 1]
+        count = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and count[key.value] > 1]
         if twice:
             raise yaml.constructor.ConstructorError(
                 None, None, f"{twice[1].value!r} is there twice", twice[1].start_mark

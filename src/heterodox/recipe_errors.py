@@ -48,6 +48,8 @@ def _describe(problem: Mapping[str, Any], root: type[BaseModel]) -> str:
             return f"{key}: found {found}, expected keys with values"
         case "string_pattern_mismatch":
             return f"{key}: found {found}, expected something like {problem['ctx']['pattern']}"
+        case "path_type" | "string_type":
+            return f"{key}: found {found}, expected text; put it in quotes"
         case _:
             message = problem["msg"].removeprefix("Input should be ").partition(",")[0]
             return f"{key}: found {found}, expected {message}"
@@ -67,7 +69,7 @@ def _nearest_key(unknown: Sequence[str], section: type[BaseModel] | None, root: 
 def _leaves(section: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for key, field in section.model_fields.items():
         yield (*above, key)
-        for inner in _sections(field.annotation):
+        for inner in sections_of(field.annotation):
             yield from _leaves(inner, (*above, key))
 
 
@@ -90,7 +92,7 @@ def _walk(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[list[str], t
             section = candidates[0]
         path.append(str(step))
         field = section.model_fields.get(str(step)) if section else None
-        candidates = _sections(field.annotation) if field else []
+        candidates = sections_of(field.annotation) if field else []
         slots = _slots(section, str(step))
     return path, section
 
@@ -106,7 +108,7 @@ def _tag(section: type[BaseModel]) -> str | None:
     return field.default if field else None
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [section for argument in get_args(annotation) for section in _sections(argument)]
+    return [section for argument in get_args(annotation) for section in sections_of(argument)]

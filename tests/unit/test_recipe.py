@@ -35,7 +35,7 @@ MISTAKES = [
     ("name=a/b", "name: found 'a/b', expected something like"),
     ("run.precision=float16", "run.precision: found 'float16', expected 'float32', 'bfloat16' or 'float64'"),
     ("log.tensorboard=maybe", "log.tensorboard: found 'maybe', expected a valid boolean"),
-    ("description=" + 200 * "[x]", "the value is not YAML"),
+    ("seed=" + 200 * "[x]", "the value is not YAML"),
     ("data.corpus.symbols=" + 200 * "x", "data.corpus.symbols: found 'xxx", "…, expected a valid integer"),
     ("credit=direct_feedbck", "credit.name: there is no 'direct_feedbck'; did you mean 'direct_feedback'?"),
     ("credit=qqq", "credit.name: there is no 'qqq'; known: backprop, "),
@@ -61,23 +61,23 @@ MISTAKES = [
     ("lr", "override 'lr' is not of the form KEY=VALUE"),
     ("=3", "override '=3' is not of the form KEY=VALUE"),
     ("update.lr=[", "override 'update.lr=[': the value is not YAML"),
-    ("description=2020-99-99", "override 'description=2020-99-99': the value is not YAML"),
+    ("description.x=2020-99-99", "override 'description.x=2020-99-99': the value is not YAML"),
 ]
 
 FILES = [
-    ("a: [1,\nb: {", "is not YAML: while parsing a flow node", "in line 2, column 5"),
+    ("a: [1,\nb: {", "is not YAML: expected the node content, but found", "in line 2"),
     ("run:\n\tseed: 1", "is not YAML", "found character '\\t'"),
     ("seed: 1\nmodel: {}\nseed: 2\n", "is not YAML: 'seed' is there twice in line 3"),
     ("model: {layers: 1, layers: 2}\n", "'layers' is there twice"),
     ("description: 2020-99-99\n", "is not YAML: month must be in 1..12"),
     ("- 1\n", "holds a list, expected a mapping of sections"),
     ("", "holds nothing, expected a mapping of sections"),
-    ("1: 2\n", "unknown key 1, expected a word"),
+    ("1: 2\n", "unknown key '1', expected a word"),
     ("model: {1: 2}\n", "unknown key 'model.1'"),
     ("base: nowhere.yaml\n", "names the base 'nowhere.yaml', and there is no such file"),
-    ("base: [1]\n", "names the base [1]"),
+    ("base: [1]\n", "names the base '[1]'"),
     ("base: recipe.yaml\n", "is its own base"),
-    (bytes(range(256)), "cannot be read", "can't decode"),
+    (bytes(range(256)), "cannot be read: it is not UTF-8 text"),
 ]
 
 
@@ -121,7 +121,7 @@ def test_parts_that_do_not_fit_together_are_refused_and_alone_are_not(overrides,
 def test_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(RecipeError, match="does not exist"):
         load_recipe(tmp_path / "nowhere.yaml")
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match="is not a file"):
         load_recipe(tmp_path)
 
 

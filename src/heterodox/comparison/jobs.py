@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from heterodox.core.errors import CheckpointError
+from heterodox.core.files import writing
 from heterodox.log.jsonl import last_rows
 from heterodox.recipe import Recipe
-from heterodox.run.folder import RunFolder, first_difference, writing
+from heterodox.run.folder import RunFolder, first_difference
 from heterodox.run.interrupt import PARENT
 
 State = Literal["waiting", "running", "finished", "diverged", "interrupted", "failed"]
@@ -63,8 +64,11 @@ class Job:
         self.share_at_start = self.share
 
     def summary(self) -> dict[str, Any] | None:
-        """What the run says of itself, once it has ended."""
-        return self.folder.read_summary()
+        """Return what the run says of itself, once it has ended; None of a damaged one, which going on writes anew."""
+        try:
+            return self.folder.read_summary()
+        except CheckpointError:
+            return None
 
     def start(self, device: str | None) -> None:
         """Begin or go on. Raises `CheckpointError` where the folder cannot be written."""
@@ -78,7 +82,7 @@ class Job:
             environment["CUDA_VISIBLE_DEVICES"] = device
         with writing(self.folder.path):
             (self.folder.path / "summary.json").unlink(missing_ok=True)
-            log = self.log.open("wb")
+            log = self.log.open("ab")
         with log:
             self.process = subprocess.Popen(
                 command,
@@ -117,8 +121,8 @@ class Job:
         self.status, self.message, self.share = "failed", message, 1.0
 
     def _end(self, summary: dict[str, Any]) -> None:
-        self.status, self.message = summary["status"], summary["message"]
-        self.val_loss = summary["val_loss"]
+        self.status, self.message = summary["status"], summary.get("message")
+        self.val_loss = summary.get("val_loss")
         if self.status != "interrupted":
             self.share = 1.0
 

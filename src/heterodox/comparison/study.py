@@ -8,22 +8,23 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import heterodox
 from heterodox.comparison import statistics
 from heterodox.comparison.course import course
 from heterodox.comparison.jobs import Job, run_jobs
 from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.core.files import read_json, write_atomically
 from heterodox.data import Dataset
 from heterodox.log.tensorboard import require_tensorboard
 from heterodox.recipe import Recipe, check
 from heterodox.report import write_report
-from heterodox.report.read import read_run
-from heterodox.run.folder import RunFolder, write_atomically
+from heterodox.report.read import Results, read_run, validated
+from heterodox.run.folder import RunFolder
 from heterodox.run.interrupt import Interrupt
 from heterodox.run.session import choose_device, cores
 
@@ -107,24 +108,24 @@ class Study:
         return datasets[0]
 
     def _check_folder(self) -> None:
-        """Refuse to replace the results of runs that are not in this study."""
-        there = {(row["recipe"], row["seed"]) for row in self._before().get("runs", [])}
-        missing = sorted(there - {(job.recipe.name, job.recipe.seed) for job in self.jobs})
+        """Refuse to drop the results of finished runs that are not in this study."""
+        mine = {(job.recipe.name, job.recipe.seed) for job in self.jobs}
+        done = [row for row in self._before().get("runs", []) if row["status"] in ("finished", "diverged")]
+        missing = sorted((row["recipe"], row["seed"]) for row in done if (row["recipe"], row["seed"]) not in mine)
         if missing:
             name, seed = missing[0]
             raise CheckpointError(
-                f"{self.out} holds a comparison with {name} at seed {seed}, which this one would leave out; "
-                "add it, or pass another --out"
+                f"{self.out} holds a comparison with {name} at seed {seed}, which has finished and this one would "
+                "leave out; add it, or pass another --out"
             )
 
     def _before(self) -> dict[str, Any]:
-        """The results that an earlier call left; none if they cannot be read."""
-        try:
-            results = json.loads((self.out / "results.json").read_text(encoding="utf-8"))
-            whole = all({"recipe", "seed"} <= row.keys() for row in results["runs"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return {}
-        return results if whole else {}
+        """Return the results that an earlier call left; none if there are none.
+
+        Raises `CheckpointError` for a `results.json` that cannot be read: it is not absent, and not to be replaced.
+        """
+        path = self.out / "results.json"
+        return validated(path, read_json(path) or {}, Results)
 
     def _results(self, corpus: dict[str, Any]) -> dict[str, Any]:
         rows = [_row(job, self.out) for job in self.jobs]
@@ -135,7 +136,7 @@ class Study:
             "seeds": self.seeds,
             "corpus": corpus,
             "versions": {
-                "heterodox": version("heterodox"),
+                "heterodox": heterodox.__version__,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
                 **{name: number for r in self.recipes for name, number in r.distributions().items()},

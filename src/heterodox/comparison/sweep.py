@@ -14,8 +14,8 @@ from heterodox.comparison.search import Settings, check_search, combinations, to
 from heterodox.comparison.statistics import is_finite, table
 from heterodox.comparison.study import Study, Watch
 from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.core.files import write_atomically, writing
 from heterodox.recipe import Recipe, Source, check, overridden, write_yaml
-from heterodox.run.folder import write_atomically, writing
 
 UNFINISHED = ("waiting", "running", "interrupted")
 

@@ -23,6 +23,7 @@ from heterodox.objective import CrossEntropy
 from heterodox.probe import exact_gradients
 from heterodox.recipe import Recipe
 from heterodox.run.checkpoint import Checkpoints
+from heterodox.run.plan import plan
 from heterodox.run.session import build_learner, build_model
 from heterodox.run.train import train
 
@@ -81,15 +82,20 @@ def tells_the_truth_in_its_manifest(recipe: Recipe, folder: Path) -> None:
     grads = one.take().grads
     exact = exact_gradients(one.model, one.batch, one.weights, CrossEntropy(), Solo())
     for name, origin in manifest.items():
-        require(origin in ORIGINS, f"{name}: there is no origin {origin!r}; known: {', '.join(ORIGINS)}")
+        require(
+            origin in ORIGINS,
+            f"{name}: there is no origin {origin!r}; known: {', '.join(ORIGINS)}: let `manifest` say the one that fits "
+            "(docs/add-a-rule.md says what each means)",
+        )
         if origin == "frozen":
             require(name not in grads, f"{name} is called frozen, but has a signal")
             continue
         require(name in grads, f"{name} is called {origin}, but has no signal")
         require(float(grads[name].norm()) > 0, f"{name} is called {origin}, but its signal is zero")
         true = torch.allclose(grads[name], exact[name], rtol=1e-9, atol=1e-12)
-        verdict = "is" if true else "is not"
-        require(true == (origin in ("exact", "backprop")), f"{name} is called {origin}, but {verdict} the gradient")
+        claimed = origin in ("exact", "backprop")
+        verdict, remedy = ("is", "call it exact or backprop") if true else ("is not", "call it what it is, or mend it")
+        require(true == claimed, f"{name} is called {origin}, but {verdict} the gradient: {remedy}")
 
 
 def moves_all_but_the_frozen(recipe: Recipe, folder: Path) -> None:
@@ -130,6 +136,11 @@ def leaves_the_weights_to_the_update(recipe: Recipe, folder: Path) -> None:
     require_same_bits(dict(one.model.state_dict()), dict(reference), "the weights after a signal and before")
 
 
+def can_be_planned(recipe: Recipe, folder: Path) -> None:
+    """`heterodox plan` can trace a step of it on fake tensors, which have shapes and no numbers."""
+    plan(recipe)
+
+
 CHECKS: dict[str, Check] = {
     check.__name__: check
     for check in (
@@ -140,6 +151,7 @@ CHECKS: dict[str, Check] = {
         moves_all_but_the_frozen,
         weights_examples,
         leaves_the_weights_to_the_update,
+        can_be_planned,
         remembers_what_it_needs,
         resume_needs_the_rules_state,
     )

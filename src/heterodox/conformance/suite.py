@@ -40,7 +40,7 @@ def _outcome(name: str, recipe: Recipe) -> Outcome:
             CHECKS[name](recipe, Path(folder))
         except (Violation, HeterodoxError) as error:
             problem = str(error)
-        except Exception as error:  # a bug in the rule
+        except (Exception, SystemExit) as error:  # a bug in the rule
             problem, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
     meaning = (CHECKS[name].__doc__ or "").split("\n")[0]
     return Outcome(name, meaning, time.perf_counter() - begun, problem, trace)

@@ -4,6 +4,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+MOST = 1 << 63
+"""The largest whole number that an option can be."""
+
 
 class Config(BaseModel):
     """A frozen record that refuses unknown keys. A part's own `Config` has `name: Literal[...]` and `build(...)`."""
@@ -12,9 +15,11 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, data: Any) -> Any:
-        """`top_k: true` would otherwise be read as 1."""
+    def _numbers_only_where_they_are_meant(cls, data: Any) -> Any:
+        """`top_k: true` would otherwise be read as 1, and a number of hundreds of digits overflow later."""
         for key, value in data.items() if isinstance(data, dict) else ():
+            if isinstance(value, int) and abs(value) > MOST:
+                raise ValueError(f"{key} is a number of more than {len(str(MOST)) - 1} digits, too large for anything")
             field = cls.model_fields.get(key)
             kinds = {field.annotation, *get_args(field.annotation)} if field else set()
             if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:

@@ -14,5 +14,5 @@ def plain(value: Any) -> Any:
     """
     try:
         return to_jsonable_python(value, fallback=lambda other: other.tolist())
-    except (PydanticSerializationError, AttributeError, ValueError):
-        raise RecipeError(f"{value!r} cannot stand in a recipe") from None
+    except (PydanticSerializationError, AttributeError, ValueError, RecursionError):
+        raise RecipeError(f"{repr(value)[:80]} cannot stand in a recipe") from None

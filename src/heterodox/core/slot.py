@@ -58,6 +58,10 @@ class Slot:
         """Names of the parts from outside, those that cannot be used among them."""
         return sorted(declared().get(self.name, {}))
 
+    def is_plugin(self, name: str) -> bool:
+        """Return whether the part `name` comes from another distribution."""
+        return name not in self.own and name in declared().get(self.name, {})
+
     @property
     def names(self) -> list[str]:
         return [*self.own, *(name for name in self.plugins if name not in self.own)]
@@ -88,7 +92,7 @@ class Slot:
         what = f"{self.name} {point.name!r} is declared as {_place(point)}"
         try:
             part = point.load()
-        except Exception as error:  # whatever a module may raise
+        except (Exception, SystemExit) as error:  # whatever a module may raise
             raise RecipeError(f"{what}, which cannot be imported: {type(error).__name__}: {error}") from error
         problem = self._problem(part, point.name)
         if problem:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Origin = Literal["exact", "backprop", "feedback", "equilibrium", "critic", "frozen"]
+Origin = Literal["exact", "backprop", "feedback", "equilibrium", "critic", "local", "perturbation", "random", "frozen"]
 """Where a parameter's signal comes from.
 
 - `exact`: the true gradient, from what the layer itself sees (the output layer under every rule).
@@ -14,6 +14,9 @@ Origin = Literal["exact", "backprop", "feedback", "equilibrium", "critic", "froz
 - `feedback`: carried by fixed or learned feedback weights; in general not the true gradient.
 - `equilibrium`: read off relaxed states.
 - `critic`: proposed by a learned network.
+- `local`: from what the layer itself sees, and not the true gradient: a sign, a Hebbian product, a loss of its own.
+- `perturbation`: measured by perturbing weights or activities.
+- `random`: a random direction.
 - `frozen`: none; the parameter does not move.
 
 The true gradient is autograd's of the model as configured: where the model has a straight-through function or a

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from heterodox.comparison.statistics import table
-from heterodox.core.errors import CheckpointError
+from heterodox.core.files import write_atomically, writing
 from heterodox.report import context, units
 from heterodox.report.reading import headline, remarks
 from heterodox.report.study import Study, read_study
@@ -27,11 +27,9 @@ def write_markdown(folders: Sequence[Path], out: Path, rules: Sequence[str] = ()
     head = f"# Results\n\nGenerated from the studies' files; do not edit. Again:\n\n    {command}\n"
     studies = [(f"{folder.resolve().name}: ", read_study([folder], rules)) for folder in folders]
     text = "\n".join([head, *(section(study, name) for name, study in studies)])
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot write {out}: {error.strerror}") from error
+    write_atomically(out, text)
     return out
 
 

@@ -12,6 +12,9 @@ MEANINGS = {
     "feedback": "carried by fixed or learned feedback weights; in general not the true gradient",
     "equilibrium": "read off relaxed states",
     "critic": "proposed by a learned network",
+    "local": "from what the layer itself sees, and not the true gradient",
+    "perturbation": "measured by perturbing weights or activities",
+    "random": "a random direction",
     "frozen": "none: the parameter does not move",
 }
 

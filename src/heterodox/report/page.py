@@ -1,7 +1,5 @@
 """The page: everything that a study has to show, in one HTML file that needs no network."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,7 +10,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from heterodox.comparison.statistics import is_finite, table
-from heterodox.core.errors import CheckpointError
+from heterodox.core.files import write_atomically, writing
 from heterodox.report import context, units
 from heterodox.report.alignment import MEASURES, first_to_show
 from heterodox.report.drawings import by_loss, drawings
@@ -27,27 +25,18 @@ from heterodox.report.study import Study, read_study
 FILTERS = ("count", "memory", "duration", "loss", "signed", "percent", "visible", "breakable")
 
 
-def write_report(folders: Sequence[Path], out: Path | str, rules: Sequence[str] = ()) -> Path:
+def write_report(folders: Sequence[str | Path], out: str | Path, rules: Sequence[str] = ()) -> Path:
     """Write one self-contained HTML page about the study and run folders to `out`, and return `out`.
 
     With `rules`, about those recipes only (RecipeError for one that there is not). A page that is there already is
     replaced in one step. Raises CheckpointError when a folder is neither a study nor a run, when its files are damaged,
     or when `out` cannot be written.
     """
-    page = render(read_study(folders, rules))
+    page = render(read_study([Path(folder) for folder in folders], rules))
     out = Path(out)
-    temporary = None
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(out)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {out}: {error.strerror}") from error
+    write_atomically(out, page)
     return out
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from heterodox.core.errors import CheckpointError, RecipeError
-from heterodox.report.read import RUN_FILES, Run, read_json, read_run
+from heterodox.core.files import read_json
+from heterodox.report.read import RUN_FILES, Results, Run, read_run, validated
 
 FORMAT = 1
 
@@ -98,12 +99,13 @@ Found = tuple[dict[str, Any], list[Run], list[tuple[str | None, str]]]
 
 def _read_folder(folder: Path) -> Found:
     if (folder / "results.json").is_file():
-        results = read_json(folder / "results.json", dict)
+        results = read_json(folder / "results.json")
         if results.get("format") != FORMAT:
             found = f"{folder / 'results.json'} has format {results.get('format')!r}"
             raise CheckpointError(f"{found}; this version of heterodox reads {FORMAT}")
+        validated(folder / "results.json", results, Results)
         rows = results.get("runs", [])
-        bad = [row for row in rows if not isinstance(row, dict) or "recipe" not in row or "seed" not in row]
+        bad = [row for row in rows if row.get("recipe") is None or row.get("seed") is None]
         if bad:
             raise CheckpointError(f"{folder / 'results.json'} lists a run without recipe or seed")
         header = {key: value for key, value in results.items() if key not in ("runs", "table")}

@@ -65,7 +65,7 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder} holds no {name!r}; there is {', '.join(names)}")
         try:
             return self._read(self.folder / name)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             older = names[: names.index(name)]
             offer = f"; go back to the previous one with --checkpoint {older[-1]}" if older else ""
             raise CheckpointError(f"checkpoint {self.folder / name} is damaged: {error}{offer}") from None

@@ -4,14 +4,22 @@ import fcntl
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from heterodox.core.errors import CheckpointError
+from heterodox.core.files import LARGEST, read_json, there, write_atomically, writing
+from heterodox.log.jsonl import read_rows
 from heterodox.run.checkpoint import Checkpoints
+from heterodox.run.interrupt import PARENT
+
+OURS = (
+    "manifest.json", "metrics.jsonl", "summary.json", "samples.json", "scores.json", "checkpoints", "tokenizer",
+)  # fmt: skip
+"""What lies in a run folder besides its recipe."""
 
 FREE = ("description", "tuning", "log", "run.threads", "run.keep_checkpoints", "data.cache")
 """What does not change how a run goes on."""
@@ -33,7 +41,35 @@ class RunFolder:
         return self.path / "tokenizer"
 
     def exists(self) -> bool:
-        return (self.path / "recipe.yaml").exists()
+        """Return whether there is a run.
+
+        Raises `CheckpointError` for a folder that has lost its `recipe.yaml`: it may be a run, and is not to be written
+        over.
+        """
+        if there(self.path / "recipe.yaml"):
+            return True
+        found = sorted(name for name in OURS if there(self.path / name))
+        if found:
+            raise CheckpointError(
+                f"{self.path} holds {', '.join(found)} and no recipe.yaml: a run that has lost it, or another's files; "
+                "put it back, or pass another --out"
+            )
+        return False
+
+    def require_whole(self) -> None:
+        """Raise `CheckpointError` for a run that has trained, and has lost its metrics or all its checkpoints."""
+        if not self.exists():
+            return
+        begun = any(row["step"] > 0 for row in read_rows(self.metrics)) or there(self.path / "summary.json")
+        kept = self.checkpoints.names()
+        if begun and not kept:
+            raise CheckpointError(
+                f"{self.path} has trained, and its checkpoints are gone: it cannot go on; pass another --out"
+            )
+        if kept and not there(self.metrics):
+            raise CheckpointError(
+                f"{self.path} has checkpoints, and its metrics.jsonl is gone: put it back, or pass another --out"
+            )
 
     def create(self) -> None:
         """Make the folder. Raises `CheckpointError` where that is not possible."""
@@ -45,13 +81,17 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from training here. Raises `CheckpointError` if one already does."""
+        """Keep other processes from training here.
+
+        Raises `CheckpointError` if one already does. A study's run waits for it: it may be the same run of a study that
+        was killed, which still writes its last checkpoint.
+        """
         self.create()
         with writing(self.path / ".lock"):
             file = (self.path / ".lock").open("w")
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if os.environ.get(PARENT) else fcntl.LOCK_NB))
             except OSError:
                 raise CheckpointError(f"another process is training in {self.path}") from None
             yield
@@ -60,53 +100,31 @@ class RunFolder:
         """The resolved recipe. Raises `CheckpointError` if this is no run folder, or the file is damaged."""
         path = self.path / "recipe.yaml"
         try:
+            if path.stat().st_size > LARGEST:
+                raise CheckpointError(f"{path} is damaged: it has {path.stat().st_size} bytes")
             recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(f"{self.path} is not a run folder: it has no recipe.yaml") from None
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise CheckpointError(f"cannot read {path}: {error}") from None
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"cannot read {path}: {reason}") from None
         if not isinstance(recipe, dict):
             raise CheckpointError(f"{path} is damaged: it holds no recipe")
         return recipe
 
     def read_summary(self) -> dict[str, Any] | None:
-        """`summary.json`, or None where there is none, or none that can be read."""
-        try:
-            summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return summary if isinstance(summary, dict) else None
+        """Return `summary.json`, or None where there is none. Raises `CheckpointError` for one that is damaged."""
+        summary = read_json(self.path / "summary.json")
+        lacking = [key for key in ("status", "corpus_sha256") if summary and key not in summary]
+        if lacking:
+            raise CheckpointError(f"{self.path / 'summary.json'} is damaged: it has no {lacking[0]}")
+        return summary
 
     def write_text(self, name: str, text: str) -> None:
         write_atomically(self.path / name, text)
 
     def write_json(self, name: str, value: Mapping[str, Any] | list[Any]) -> None:
         self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file's content as a whole. Raises `CheckpointError` if the disk refuses."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path):
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Within the context, whatever keeps `path` from being written is a `CheckpointError`."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def first_difference(

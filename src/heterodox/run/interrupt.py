@@ -1,10 +1,12 @@
 """SIGINT and SIGTERM: finish the step, checkpoint, then stop."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import FrameType, TracebackType
 
 _ECHO = 2.0  # seconds: torchrun sends on to its ranks the Ctrl-C that the terminal has sent them already
@@ -12,6 +14,24 @@ _ECHO = 2.0  # seconds: torchrun sends on to its ranks the Ctrl-C that the termi
 
 PARENT = "HETERODOX_PARENT"
 """The environment variable in which a study tells its runs its own process id."""
+
+
+PR_SET_PDEATHSIG = 1
+
+
+def follow_parent() -> None:
+    """Let this run of a study receive SIGTERM when the study's process dies, however it dies.
+
+    Linux sends the signal itself. Elsewhere `Interrupt` looks, once a step, whether the parent is still the same.
+    """
+    parent = int(os.environ.get(PARENT, "0"))
+    if not parent:
+        return
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before this
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Interrupt(AbstractContextManager["Interrupt"]):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.core.files import expand
 from heterodox.core.protocols import LanguageModel
 from heterodox.core.state import Tree, restore
 from heterodox.data import load_tokenizer
@@ -27,11 +28,12 @@ class TrainedRun:
     corpus_sha256: str
 
 
-def load_run(path: Path, checkpoint: str | None = None, device: str = "cpu") -> TrainedRun:
+def load_run(path: str | Path, checkpoint: str | None = None, device: str = "cpu") -> TrainedRun:
     """The run in folder `path` at `checkpoint`, by default the latest; the model is in eval mode.
 
     Raises `CheckpointError` for a folder that is no run, or whose checkpoint is missing or damaged.
     """
+    path = expand(path)
     folder = RunFolder(path)
     try:
         recipe = check(folder.read_recipe())

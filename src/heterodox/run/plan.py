@@ -12,8 +12,9 @@ from jaxtyping import Int
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from heterodox import catalog
 from heterodox.core.comm import Solo
-from heterodox.core.errors import RecipeError
+from heterodox.core.errors import HeterodoxError, RecipeError
 from heterodox.core.learner import Foretold
 from heterodox.core.protocols import Stateless
 from heterodox.core.types import Batch, Cost
@@ -50,8 +51,23 @@ def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
             count = Windows(dataset.splits[split], recipe.model.context).count
             return _Blank(batch_size, recipe.model.context, count - (0 if without is None else len(without)))
 
-        learner = build_learner(recipe, model, Solo(), blank)
-        foretold = learner.foretell(blank("train", recipe.rating.drawn(recipe.run.batch_size)).next_batch())
+        drawn = blank("train", recipe.rating.drawn(recipe.run.batch_size)).next_batch()
+        try:
+            learner = build_learner(recipe, model, Solo(), blank)
+            foretold = learner.foretell(drawn)
+        except HeterodoxError:
+            raise
+        except Exception as error:
+            outside = [
+                f"{slot} {name}" for slot, name in recipe.chosen().items() if catalog.SLOTS[slot].is_plugin(name)
+            ]
+            if not outside:  # ours: a bug
+                raise
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise RecipeError(
+                f"{' and '.join(outside)} cannot be planned: a plan traces a step on fake tensors, which have shapes "
+                f"and no numbers, and there it fails ({reason}); do not read values out of tensors in a step"
+            ) from error
     cost, once, sizes, budget = foretold.cost, foretold.once, foretold.memory_bytes, recipe.run.budget
     if budget.seconds is not None and speed is not None:
         budget = Budget(flops=budget.seconds * speed)

@@ -12,6 +12,7 @@ import torch
 
 from heterodox.core.comm import Comm, connect
 from heterodox.core.errors import CheckpointError
+from heterodox.core.files import writing
 from heterodox.core.protocols import LanguageModel
 from heterodox.data.tokenizer.base import continuation
 from heterodox.log.jsonl import MetricsFile
@@ -19,7 +20,7 @@ from heterodox.log.tensorboard import TensorBoard, require_tensorboard
 from heterodox.model import generate
 from heterodox.recipe import Recipe
 from heterodox.run.evaluation import bits_per_byte, evaluate
-from heterodox.run.folder import FREE, RunFolder, first_difference, writing
+from heterodox.run.folder import FREE, RunFolder, first_difference
 from heterodox.run.histogram import score_histogram
 from heterodox.run.interrupt import Interrupt
 from heterodox.run.recorder import Observer
@@ -107,6 +108,7 @@ def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool, checkpoint: s
             f"{folder.path} holds a run of another recipe: {key} is {there!r} there and {here!r} here; "
             "pass another --out"
         )
+    folder.require_whole()
     return bool(folder.checkpoints.names()) or checkpoint is not None
 
 
