@@ -91,6 +91,12 @@ class Recipe(Config):
             sections["topology"] = self.update.topology
         return {slot: section.name for slot, section in sections.items()}
 
+    def in_float32(self) -> list[str]:
+        """Return what is computed in float32 although the run's precision is bfloat16."""
+        if self.run.precision != "bfloat16":
+            return []
+        return [what for slot in SLOTS for what in getattr(self, slot).in_float32()]
+
     def distributions(self) -> dict[str, str]:
         """Versions of the distributions, other than this one, that the recipe's parts come from."""
         found = (catalog.SLOTS[slot].distribution(name) for slot, name in self.chosen().items())

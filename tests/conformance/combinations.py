@@ -35,9 +35,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "feedback_alignment orthogonal": {"name": "feedback_alignment", "feedback": "orthogonal", "feedback_std": 0.05},
     "feedback_alignment orthogonal_he": {"name": "feedback_alignment", "feedback": "orthogonal_he"},
     "feedback_alignment sparse": {"name": "feedback_alignment", "feedback": "sparse", "sparse_k": 3},
-    "feedback_alignment grape": {"name": "feedback_alignment", "grape": {"probes": 4}},
+    "feedback_alignment grape": {"name": "feedback_alignment", "grape": {"probes": 4, "head": True}},
     "feedback_alignment grape jacobian": {
-        "name": "feedback_alignment", "elsewhere": "backprop", "grape": {"cosine": "jacobian", "norm": "keep"},
+        "name": "feedback_alignment", "elsewhere": "backprop",
+        "grape": {"cosine": "jacobian", "norm": "keep", "head": True},
     },
     "sign_symmetry fixed": {"name": "sign_symmetry", "magnitude": "fixed"},
     "sign_symmetry random": {"name": "sign_symmetry", "magnitude": "random", "elsewhere": "frozen"},

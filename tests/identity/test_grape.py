@@ -102,7 +102,7 @@ def test_a_step_up_raises_the_cosine_with_the_weights_and_a_step_down_lowers_it(
 @pytest.mark.parametrize(("kind", "least"), [("probes", 0.99), ("jacobian", 0.85)])
 def test_feedback_aligns_with_weights_that_learn(kind, least):
     model = tiny_gpt()
-    rule = rule_of(model, probes=8, cosine=kind)
+    rule = rule_of(model, probes=8, cosine=kind, head=True)
     fixed = FeedbackAlignment.Config().build(model, Streams(0))
     learner = Gradient(model, CrossEntropy(), Uniform(), rule, AdamW(lr=1e-3), Solo())
     walk = [cosines(rule, model)]
@@ -115,6 +115,17 @@ def test_feedback_aligns_with_weights_that_learn(kind, least):
         assert sum(later.values()) > sum(earlier.values())
     assert min(walk[-1].values()) > least
     assert max(cosines(fixed, model).values()) < 0.5, "the weights came to the feedback"
+
+
+def test_the_head_keeps_its_matrix_unless_it_is_aligned_too():
+    """The source aligns the hidden layers alone."""
+    for head in (False, True):
+        model = tiny_gpt()
+        rule = rule_of(model, probes=8, head=head)
+        before = {name: matrix.clone() for name, matrix in rule.feedback.items()}
+        rule.signal(model, tiny_batch(), torch.ones(4).double(), CrossEntropy())
+        stayed = {name for name, matrix in rule.feedback.items() if torch.equal(matrix, before[name])}
+        assert stayed == (set() if head else {"head"})
 
 
 def test_the_norm_is_matched_or_kept():

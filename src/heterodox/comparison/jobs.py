@@ -35,6 +35,8 @@ class Job:
     share_at_start: float = 0.0
     val_loss: float | None = None
     process: subprocess.Popen[bytes] | None = None
+    threads_chosen: bool = False
+    """Whether the study has chosen the recipe's CPU threads: a run that goes on keeps those that it began with."""
 
     @property
     def log(self) -> Path:
@@ -47,7 +49,11 @@ class Job:
         """
         if not self.folder.exists():
             return
-        difference = first_difference(self.folder.read_recipe(), self.recipe.dump())
+        kept = self.folder.read_recipe()
+        if self.threads_chosen and isinstance(began := (kept.get("run") or {}).get("threads"), int):
+            run = self.recipe.run.model_copy(update={"threads": began})
+            self.recipe = self.recipe.model_copy(update={"run": run})
+        difference = first_difference(kept, self.recipe.dump())
         if difference:
             key, there, here = difference
             raise CheckpointError(

@@ -52,7 +52,11 @@ class Study:
         self.slots = self._slots(jobs, len(recipes) * num_seeds)
         threads = max(1, cores() // len(self.slots))
         self.jobs = [
-            Job(_at(recipe, seed, threads), RunFolder(out / "runs" / recipe.name / f"seed-{seed}"))
+            Job(
+                _at(recipe, seed, threads),
+                RunFolder(out / "runs" / recipe.name / f"seed-{seed}"),
+                threads_chosen=recipe.run.threads is None,
+            )
             for seed in self.seeds
             for recipe in recipes
         ]

@@ -137,7 +137,7 @@ def leaves_the_weights_to_the_update(recipe: Recipe, folder: Path) -> None:
 
 
 def can_be_planned(recipe: Recipe, folder: Path) -> None:
-    """`heterodox plan` can trace a step of it on fake tensors, which have shapes and no numbers."""
+    """`heterodox plan` traces a step of it on fake tensors, which have shapes and no numbers."""
     plan(recipe)
 
 

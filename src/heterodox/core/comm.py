@@ -6,15 +6,18 @@ averaged here, in one flat buffer per dtype.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from heterodox.core.errors import HeterodoxError, RecipeError
+
+Result = TypeVar("Result")
 
 
 class Comm(AbstractContextManager["Comm"], ABC):
@@ -38,6 +41,42 @@ class Comm(AbstractContextManager["Comm"], ABC):
     @abstractmethod
     def barrier(self) -> None:
         """Wait until every rank is here."""
+
+    def texts(self, text: str) -> list[str]:
+        """Return every rank's `text`, the first kilobyte of each, in rank order."""
+        data = text.encode()[:1024]
+        padded = torch.zeros(1024, dtype=torch.uint8)
+        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else padded[:0]
+        rows = self.gather(padded).view(-1, 1024)
+        return [bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore") for row in rows]
+
+    def together(self, prepare: Callable[[], Result]) -> Result:
+        """Return what `prepare` gives on this rank, which may raise, but must not talk to the others.
+
+        Where it raises a `HeterodoxError` on some rank, all ranks raise that rank's.
+        """
+        result: Result | None = None
+        problem: HeterodoxError | None = None
+        try:
+            result = prepare()
+        except HeterodoxError as error:
+            problem = error
+        said = self.texts("" if problem is None else str(problem) or type(problem).__name__)
+        failed = [(rank, text) for rank, text in enumerate(said) if text]
+        if problem is not None:
+            raise problem
+        if failed:
+            raise HeterodoxError(f"rank {failed[0][0]} cannot go on: {failed[0][1]}")
+        return result  # pyrefly: ignore[bad-return]
+
+    def require_agreement(self, what: str, own: str) -> None:
+        """Raise `RecipeError` on all ranks alike where `own`, a fingerprint, is not the same on all."""
+        found = self.texts(own)
+        other = next((rank for rank, text in enumerate(found) if text != found[0]), None)
+        if other is not None:
+            raise RecipeError(
+                f"rank {other} has another {what} than rank 0, so they cannot train one model; give every rank the same"
+            )
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` holds on any rank."""
@@ -113,7 +152,10 @@ class Group(Comm):
 
 def connect(device: str) -> Comm:
     """The process group that `torchrun` describes in the environment, or `Solo`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise RecipeError(f"{name} is {os.environ[name]!r}, expected a number, as torchrun sets it")
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return Solo()
     if not dist.is_available():
         raise RecipeError("this PyTorch has no torch.distributed; run one process instead of torchrun")

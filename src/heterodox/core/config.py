@@ -26,6 +26,10 @@ class Config(BaseModel):
                 raise ValueError(f"{key} is {str(value).lower()}, expected a number")
         return data
 
+    def in_float32(self) -> list[str]:
+        """Return what this part computes in float32 under `run.precision: bfloat16`; nothing by default."""
+        return []
+
     def refusals(self, recipe: "Config") -> list[str]:
         """Reasons why this part cannot run within `recipe` (the whole one); none by default."""
         return []

@@ -1,7 +1,8 @@
 """The contracts between the rooms: what a model, an objective, a rating, a credit rule and an update must offer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -62,6 +63,15 @@ class LanguageModel(nn.Module, ABC):
         """Logits from hidden states: final normalisation and `head`."""
         with self.autocast():
             return self.head(self.ln_f(hidden))
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Compute without autocast: for small differences and double derivatives, which drown in bfloat16."""
+        dtype, self.autocast_dtype = self.autocast_dtype, None
+        try:
+            yield
+        finally:
+            self.autocast_dtype = dtype
 
     def autocast(self) -> torch.autocast:
         """The context that `features` and `readout` compute in; off without an `autocast_dtype`."""

@@ -81,10 +81,15 @@ class FeedbackAlignment:
     def signal(
         self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
     ) -> Signal:
-        probing = self.grape.align(linear_layers(model), self.feedback) if self.grape else 0
+        probing = self.grape.align(linear_layers(model), self._aligned()) if self.grape else 0
         signal = through_feedback(model, batch, weights, objective, self.feedback, self.elsewhere)
         signal.cost += Cost(flops=probing)
         return signal
+
+    def _aligned(self) -> dict[str, Tensor]:
+        """Return the matrices that GrAPE turns: those of the hidden layers, and the output layer's if it is told to."""
+        assert self.grape is not None
+        return {name: matrix for name, matrix in self.feedback.items() if name != "head" or self.grape.head}
 
     def manifest(self, model: LanguageModel) -> dict[str, Origin]:
         return feedback_manifest(model, self.elsewhere)

@@ -47,10 +47,13 @@ class Grape:
         probes: int = Field(32, ge=1, description="random directions a step, shared by layers of one fan-in")
         rate: float = Field(0.5, gt=0, lt=2, description="step, as a share of the best one for so many probes")
         cosine: Cosine = Field("probes", description="which cosine rises; jacobian: to the letter, noisier")
+        head: bool = Field(False, description="align the output layer's matrix, too; the source leaves it as drawn")
         norm: Norm = Field("match", description="of the matrices: as the probes show the weights' to be; or as drawn")
 
         def build(self, streams: Streams) -> "Grape":
-            return Grape(streams, probes=self.probes, rate=self.rate, cosine=self.cosine, norm=self.norm)
+            return Grape(
+                streams, probes=self.probes, rate=self.rate, cosine=self.cosine, norm=self.norm, head=self.head
+            )
 
     def __init__(
         self,
@@ -60,12 +63,14 @@ class Grape:
         rate: float = 0.5,
         cosine: Cosine = "probes",
         norm: Norm = "match",
+        head: bool = False,
     ) -> None:
         self.streams = streams
         self.probes = probes
         self.rate = rate
         self.cosine: Cosine = cosine
         self.norm: Norm = norm
+        self.head = head
         self.step = 0
 
     @torch.no_grad()

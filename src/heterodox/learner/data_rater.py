@@ -53,6 +53,9 @@ class DataRater:
     class Config(MetaOptions):
         name: Literal["data_rater"] = "data_rater"
 
+        def in_float32(self) -> list[str]:
+            return ["the inner models of learner data_rater, their optimizer and the meta-gradient"]
+
         def refusals(self, recipe: config.Config) -> list[str]:
             return _refusals(self, recipe)
 

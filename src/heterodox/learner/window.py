@@ -57,7 +57,8 @@ class ModelWindow:
         try:
             for name, values in weights.items():
                 self._parameters[name].data = values
-            yield
+            with self.model.full_precision():  # masks differ by less than bfloat16 shows
+                yield
         finally:
             for name, values in own.items():
                 self._parameters[name].data = values

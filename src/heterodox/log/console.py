@@ -204,6 +204,8 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     table.add_row("  of them trained", f"{plan['trained_parameters']:,}")
     if plan["active_parameters"] != plan["parameters"]:
         table.add_row("  of them not masked", f"{plan['active_parameters']:,}")
+    for what in plan["in_float32"]:
+        table.add_row("in float32, not bfloat16", what)
     for name, amount in plan["memory_bytes"].items():
         table.add_row(f"memory: {name.replace('_', ' ')}", units.size(amount))
     table.add_row("FLOPs per step", units.count(plan["per_step"]["flops"]))

@@ -144,7 +144,7 @@ def duplicate(model: nn.Module) -> nn.Module:
     """A copy with weights and buffers of its own; of fake tensors, too, which `copy.deepcopy` alone cannot copy.
 
     Methods that the model has replaced by its own, such as compiled ones, are the class's again in the copy: those are
-    bound to the original, whose weights they would use.
+    bound to the original, whose weights they would use. The copy computes in its weights' precision, without autocast.
     """
     given = [*model.parameters(), *model.buffers()]
     copies: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in given}
@@ -154,4 +154,6 @@ def duplicate(model: nn.Module) -> nn.Module:
     for module in copied.modules():
         for name in [name for name in vars(module) if inspect.isfunction(getattr(type(module), name, None))]:
             delattr(module, name)
+    if getattr(copied, "autocast_dtype", None) is not None:
+        vars(copied)["autocast_dtype"] = None  # a derivative through many steps has no digit left in bfloat16
     return copied

@@ -90,6 +90,7 @@ def plan(recipe: Recipe, speed: float | None = None) -> dict[str, Any]:
         "hours": None if flops is None or speed is None else flops / speed / 3600,
         "seconds": recipe.run.budget.seconds,
         "epochs": None if tokens is None else tokens / max(there, 1),
+        "in_float32": recipe.in_float32(),
         "corpus": dataset.describe(),
     }
 

@@ -1,6 +1,7 @@
 """From a recipe to the objects that train: data, model, parts, learner."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from heterodox.core.comm import Comm, local_rank
 from heterodox.core.errors import RecipeError
@@ -91,6 +92,10 @@ class Session:
     def manifest(self) -> dict[str, Any]:
         """What `manifest.json` holds: for each parameter where its signal comes from, its shape and its size."""
         origins, remarks = self.learner.manifest(), self.learner.remarks()
+        remarks = [
+            *remarks,
+            *(f"{what}: in float32, though run.precision is bfloat16" for what in self.recipe.in_float32()),
+        ]
         return {
             "credit": self.recipe.credit.name,
             "update": self.recipe.update.name,
@@ -121,8 +126,27 @@ def choose_device(name: str) -> str:
 
 
 def set_threads(threads: int | None) -> None:
+    """Let PyTorch use so many CPU threads; by default as many as it chooses."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def recipe_fingerprint(recipe: Recipe) -> str:
+    """Return a hash of all in a recipe that the ranks of a run must have in common."""
+    data = {key: value for key, value in recipe.dump().items() if key not in ("log", "description", "tuning")}
+    data["data"] = {key: value for key, value in data["data"].items() if key != "cache"}
+    data["run"] = {key: value for key, value in data["run"].items() if key not in ("threads", "device")}
+    data["data"]["corpus"].pop("path", None)  # the text is compared by its hash
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Return a hash of all weights and buffers, bit by bit."""
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def build_model(recipe: Recipe, vocab_size: int, device: str) -> LanguageModel:
@@ -205,13 +229,17 @@ def open_session(recipe: Recipe, comm: Comm, device: str) -> Session:
     if recipe.run.batch_size % comm.world_size:
         raise RecipeError(f"run.batch_size {recipe.run.batch_size} cannot be divided among {comm.world_size} ranks")
     streams = Streams(recipe.seed)
-    dataset = recipe.data.build()
+    comm.require_agreement("recipe", recipe_fingerprint(recipe))
+    dataset = comm.together(recipe.data.build)
+    comm.require_agreement("corpus (data.corpus)", dataset.corpus_sha256)
+    comm.require_agreement("tokenizer", dataset.tokenizer.fingerprint)
     model = build_model(recipe, dataset.tokenizer.vocab_size, device)
     supply = supply_of(recipe, dataset, streams, comm, device)
     inputs = {"data.tokenizer": dataset.tokenizer.fingerprint}
     if recipe.data.filter is not None and (chosen := dataset.splits["train"].examples) is not None:
         inputs["data.filter.scores"] = hashlib.sha256(chosen.ids.astype("<i8").tobytes()).hexdigest()
     learner = build_learner(recipe, model, comm, supply, dataset.tokenizer.fingerprint, inputs)
+    comm.require_agreement("set of initial weights", weights_fingerprint(model))
     learner.begin()
     loader = supply("train", recipe.rating.drawn(recipe.run.batch_size))
     session = Session(recipe, device, streams, comm, dataset, model, learner, loader, inputs)

@@ -25,7 +25,7 @@ from heterodox.run.histogram import score_histogram
 from heterodox.run.interrupt import Interrupt
 from heterodox.run.recorder import Observer
 from heterodox.run.revision import commit
-from heterodox.run.session import Session, choose_device, open_session, set_threads
+from heterodox.run.session import Session, choose_device, open_session, set_threads, weights_fingerprint
 from heterodox.run.trainer import Trainer
 
 
@@ -62,15 +62,17 @@ def train(
     if device != "cpu":
         torch.cuda.set_device(device)
     folder = RunFolder(out, recipe.run.keep_checkpoints)
-    going_on = _check_folder(folder, recipe, resume, checkpoint)
     with connect(device) as comm, contextlib.ExitStack() as stack:
+        going_on = comm.together(lambda: _check_folder(folder, recipe, resume, checkpoint))
+        comm.require_agreement("run folder: on one of them the run goes on, on the other it begins", str(going_on))
         early = comm.rank == 0 and folder.exists()
         if early:  # before a checkpoint is read that another process may be about to drop
             stack.enter_context(folder.lock())
         session = open_session(recipe, comm, device)
         trainer = Trainer(session, folder)
         if going_on:
-            trainer.resume(checkpoint)
+            comm.together(lambda: trainer.resume(checkpoint))
+            comm.require_agreement("checkpoint", f"{trainer.progress.step} {weights_fingerprint(session.model)}")
         if comm.rank == 0:
             if not early:  # only now, so that bad input leaves no folder behind
                 stack.enter_context(folder.lock())
@@ -165,6 +167,7 @@ def _summarise(session: Session, trainer: Trainer, status: str, comm: Comm) -> d
         "corpus": dataset.describe(),
         "device": session.device,
         "ranks": comm.world_size,
+        "threads": torch.get_num_threads(),
     }
 
 

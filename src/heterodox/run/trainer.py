@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 
@@ -11,6 +11,7 @@ from heterodox.core.errors import CheckpointError
 from heterodox.core.state import map_tensors, restore
 from heterodox.core.types import Diagnosis
 from heterodox.run.budget import Progress, lr_scale
+from heterodox.run.config import Budget
 from heterodox.run.evaluation import bits_per_byte, evaluate
 from heterodox.run.folder import RunFolder
 from heterodox.run.interrupt import Interrupt
@@ -34,6 +35,8 @@ class Trainer:
         self.evaluated_step = -1
         self.message: str | None = None
         self.warnings: list[str] = []
+        self.notes: list[str] = []
+        """What to say of a resumed run, once it goes on."""
 
     def run(self, interrupt: Interrupt) -> Status:
         """Train until the budget is spent, a loss is not finite, or a signal arrives."""
@@ -42,6 +45,7 @@ class Trainer:
         try:
             if self.progress.step == 0:
                 self._begin()
+            self._warn(self.notes)
             if self.session.recipe.run.compile:
                 self.session.model.compile()
             status = self._loop(interrupt)
@@ -159,6 +163,9 @@ class Trainer:
                 "warnings": self.warnings,
                 "corpus_sha256": session.dataset.corpus_sha256,
                 "inputs": session.inputs,
+                "threads": torch.get_num_threads(),
+                "ranks": session.comm.world_size,
+                "budget": session.recipe.run.budget.model_dump(),
             }
             state = {"learner": learned, "loader": session.loader.state()}
             model = dict(session.model.state_dict())
@@ -171,6 +178,7 @@ class Trainer:
         Raises `CheckpointError` for a damaged checkpoint, another model's, or another corpus, tokenizer or the like.
         """
         model, state, values = self.folder.checkpoints.load(name)
+        self._note_changes(values)
         self._require("corpus", values["corpus_sha256"], self.session.dataset.corpus_sha256)
         for key, sha256 in values.get("inputs", {}).items():  # checkpoints had none at first
             self._require(key, sha256, self.session.inputs.get(key, sha256))
@@ -182,7 +190,40 @@ class Trainer:
         self.activation_bytes = values["activation_bytes"]
         self.wall_seconds = values["wall_seconds"]
         self.val_loss, self.evaluated_step = values["val_loss"], values["evaluated_step"]
-        self.warnings = values["warnings"]
+        self.warnings = list(values["warnings"])
+
+    def _note_changes(self, values: Mapping[str, Any]) -> None:
+        """Go on with as many CPU threads as before, and note what makes the run another than if it had not stopped."""
+        config, progress = self.session.recipe.run, Progress(**values["progress"])
+        threads, ranks = values.get("threads"), values.get("ranks")  # checkpoints had neither at first
+        if threads is not None and threads != torch.get_num_threads():
+            if config.threads is None:
+                torch.set_num_threads(threads)
+            else:
+                self.notes.append(
+                    f"run.threads is {config.threads} and the run began with {threads}: its bits will differ from an "
+                    "uninterrupted run's"
+                )
+        if ranks is not None and ranks != self.session.comm.world_size:
+            self.notes.append(
+                f"the run began on {ranks} ranks and goes on on {self.session.comm.world_size}: its bits will "
+                "differ from an uninterrupted run's"
+            )
+        before = values.get("budget")
+        if before is not None and before != config.budget.model_dump():
+            unit, limit = config.budget.unit, config.budget.limit
+            if progress.spent(config.budget) > 1:
+                self.notes.append(
+                    f"the budget of {limit:g} {unit} is spent already, at step {progress.step}: nothing more is trained"
+                )
+            elif config.schedule == "cosine" and progress.spent(config.budget) < 1:
+                old = lr_scale(config.model_copy(update={"budget": Budget(**before)}), progress)
+                now = lr_scale(config, progress)
+                self.notes.append(
+                    f"the budget is {limit:g} {unit} now, so the cosine of the learning rate is laid anew over all of "
+                    f"it: the next step is at {now:.3f} of the full rate, not at {old:.3f}; run.schedule constant has "
+                    "no such jump"
+                )
 
     def _require(self, what: str, there: str, here: str) -> None:
         """Refuse to go on with another corpus or the like than the run began with."""

@@ -72,7 +72,7 @@ def test_going_back_leaves_no_hole_in_the_metrics(run, recipe, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("heterodox.run.trainer.Trainer.run", lambda *_: sys.exit(9))
         back = ("train", recipe, "--out", run, "--resume", "--checkpoint", "step-00000010", "--quiet")
-        assert heterodox(*back).code == 9
+        assert "sys.exit(9)" in heterodox(*back).err
     assert Checkpoints(run / "checkpoints").names() == ["step-00000010"]
     assert max(row["step"] for row in timeless(run)) == 10
 
@@ -80,6 +80,8 @@ def test_going_back_leaves_no_hole_in_the_metrics(run, recipe, monkeypatch):
 def test_a_run_that_another_process_has_just_ended_is_left_alone(run, recipe, whole, monkeypatch):
     """It ended between the first look into the folder and the lock."""
     shutil.rmtree(run / "checkpoints")
+    (run / "summary.json").unlink()
+    (run / "metrics.jsonl").write_text("")
     with monkeypatch.context() as patch:
 
         def opening(*arguments):

@@ -65,6 +65,9 @@ class MetaCritic:
     class Config(Options):
         name: Literal["meta_critic"] = "meta_critic"
 
+        def in_float32(self) -> list[str]:
+            return ["the signal of meta_critic"]
+
         def build(self, model: LanguageModel, streams: Streams) -> "MetaCritic":
             """Raises `RecipeError`; see `proposals_of`."""
             assert isinstance(model, GPT)
@@ -116,6 +119,12 @@ class MetaCritic:
         self.comm = services.comm
 
     def signal(
+        self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
+    ) -> Signal:
+        with model.full_precision():  # what a hypothetical step changes is small
+            return self._signal(model, batch, weights, objective)
+
+    def _signal(
         self, model: LanguageModel, batch: Batch, weights: Float[Tensor, " batch"], objective: Objective
     ) -> Signal:
         assert isinstance(model, GPT)

@@ -39,6 +39,9 @@ class Sparse:
     """An update within masks that a topology draws and changes."""
 
     class Config(SparseOptions):
+        def in_float32(self) -> list[str]:
+            return ["what masks are compared by at their events"]
+
         def build(self) -> "Sparse":
             return Sparse(
                 self.around.build,
