@@ -133,10 +133,11 @@ class Study:
 
     def _results(self, corpus: dict[str, Any]) -> dict[str, Any]:
         rows = [_row(job, self.out) for job in self.jobs]
+        recipes = [{"name": r.name, "description": r.description, "resolved": _portable(r)} for r in self.recipes]
         return {
             "format": 1,
             "baseline": self.baseline,
-            "recipes": [{"name": r.name, "description": r.description, "resolved": _portable(r)} for r in self.recipes],
+            "recipes": recipes,
             "seeds": self.seeds,
             "corpus": corpus,
             "versions": {
@@ -150,7 +151,7 @@ class Study:
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": shlex.join(["heterodox", *sys.argv[1:]]),
             "runs": rows,
-            "table": statistics.table(rows, self.baseline),
+            "table": statistics.table(rows, self.baseline, statistics.architectures(recipes)),
         }
 
 

@@ -17,8 +17,6 @@ from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.core.files import write_atomically, writing
 from heterodox.recipe import Recipe, Source, check, overridden, write_yaml
 
-UNFINISHED = ("waiting", "running", "interrupted")
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -75,9 +73,6 @@ class Sweep:
             raise CheckpointError(f"{best} is no folder; pass another --out")
         results = self.study.run(watch)
         rows = {row["recipe"]: row for row in table(results["runs"], self.study.baseline)}
-        for run in results["runs"]:
-            rows[run["recipe"]].setdefault("unfinished", 0)
-            rows[run["recipe"]]["unfinished"] += run["status"] in UNFINISHED
         rules = [self._rule(rule, rows) for rule in self.rules]
         kept = ("seeds", "corpus", "versions", "device", "created", "command", "interrupted", "elapsed_seconds")
         found = {"format": 1, "search": self.search, "overrides": self.overrides, "rules": rules}
@@ -157,9 +152,8 @@ def _require_different(trials: Sequence[Trial]) -> None:
 
 
 def _row(trial: Trial, row: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: row[key] for key in ("val_loss", "flops", "seeds", "unfinished")}
-    failed = row["failed"] - row["unfinished"]
-    return {"recipe": trial.recipe.name, "settings": trial.settings} | kept | {"failed": failed}
+    kept = {key: row[key] for key in ("val_loss", "flops", "seeds", "failed", "unfinished")}
+    return {"recipe": trial.recipe.name, "settings": trial.settings} | kept
 
 
 def _at_the_end(value: Any, values: Sequence[Any]) -> bool:

@@ -33,7 +33,12 @@ class FinalTable:
             "FLOPs": [units.count(row["flops"]) for row in rows],
             "seconds": [units.number(row["seconds"], 1) for row in rows],
             "held": [units.size(row["activation_bytes"]) for row in rows],
-            "seeds": [f"{row['seeds']}" + f", {row['failed']} failed" * bool(row["failed"]) for row in rows],
+            "seeds": [
+                ", ".join(
+                    [str(row["seeds"]), *(f"{row[word]} {word}" for word in ("failed", "unfinished") if row.get(word))]
+                )
+                for row in rows
+            ],
         }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -62,14 +67,19 @@ def comparison_summary(results: Mapping[str, Any], out: Path) -> RenderableType:
     lines = []
     if done:
         floor = f", entropy floor {done[0]['floor_loss']:.3f}" if done[0]["floor_loss"] is not None else ""
-        seeds = len(results["seeds"])
-        spread = f"95 % intervals over {seeds} seeds" if seeds > 1 else "one seed, so no intervals"
+        most = max(row["seeds"] for row in results["table"])
+        spread = f"95 % intervals over {most} seeds" if most > 1 else "one seed, so no intervals"
         lines.append(f"nats per token; unigram {done[0]['unigram_loss']:.3f}{floor}; {spread}")
     lines += [
         f"{row['recipe']} seed {row['seed']} {row['status']}" + (f": {row['message']}" if row["message"] else "")
         for row in results["runs"]
         if row["status"] != "finished"
     ]
+    without: dict[str, list[str]] = {}
+    for row in results["table"]:
+        if row["val_loss"] and row.get("gap_missing"):
+            without.setdefault(row["gap_missing"], []).append(row["recipe"])
+    lines += [f"no gap closed for {', '.join(names)}: {reason}" for reason, names in without.items()]
     if results["interrupted"]:
         lines.append("the same command goes on from here")
     lines.append(f"{units.duration(results['elapsed_seconds'])} in all; report: {out / 'report.html'}")

@@ -12,7 +12,6 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from heterodox.comparison.statistics import table
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.report.alignment import MEASURES
 from heterodox.report.drawings import Drawings, alignment_cells, density_cells, drawings
@@ -47,7 +46,7 @@ def write_figures(
     if unknown or not formats:
         raise RecipeError(f"figures come as {' or '.join(FORMATS)}, found {', '.join(unknown) or 'none'}")
     study = read_study(folders, rules)
-    drawn = drawings(study, table([run.summary for run in study.runs], study.baseline or ""))
+    drawn = drawings(study, study.table)
     settings = _config(study)
     written = []
     try:

@@ -32,7 +32,7 @@ def gaps(study: Study, means: Sequence[dict[str, Any]]) -> dict[str, Rows]:
     found: Rows = []
     for kind in COSTS:
         for recipe, curve in by_recipe.items():
-            if recipe in (floor, base):
+            if recipe in (floor, base) or study.bounds[recipe] != (floor, base):
                 continue
             for row in curve:
                 share = _share(row, kind, by_recipe[floor], by_recipe[base])

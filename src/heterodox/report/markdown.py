@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from heterodox.comparison.statistics import table
 from heterodox.core.files import write_atomically, writing
 from heterodox.report import context, units
 from heterodox.report.reading import headline, remarks
@@ -35,7 +34,7 @@ def write_markdown(folders: Sequence[Path], out: Path, rules: Sequence[str] = ()
 
 def section(study: Study, name: str = "") -> str:
     """One study: its title behind its `name`, its reading in a sentence, its table, its facts."""
-    rows = table([run.summary for run in study.runs], study.baseline or "")
+    rows = study.table
     ordered = sorted(rows, key=lambda row: row["val_loss"]["mean"] if row["val_loss"] else float("inf"))
     rates = _learning_rates(study)
     said = [headline(study, rows), *remarks(study, rows, context.reference(study, "unigram_loss"))]
@@ -63,7 +62,7 @@ def _row(row: Mapping[str, Any], is_baseline: bool, rate: float | None) -> str:
         units.duration(row["seconds"]),
         units.memory(row["activation_bytes"]),
         units.MISSING if rate is None else f"{rate:g}",
-        f"{row['seeds']}" + (f" ({row['failed']} failed)" if row["failed"] else ""),
+        f"{row['seeds']}" + "".join(f" ({row[word]} {word})" for word in ("failed", "unfinished") if row[word]),
     ]
     return "| " + " | ".join(cells) + " |"
 

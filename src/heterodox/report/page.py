@@ -9,7 +9,7 @@ import altair as alt
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from heterodox.comparison.statistics import is_finite, table
+from heterodox.comparison.statistics import is_finite
 from heterodox.core.files import write_atomically, writing
 from heterodox.report import context, units
 from heterodox.report.alignment import MEASURES, first_to_show
@@ -42,7 +42,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, rules: Sequence
 
 def render(study: Study) -> str:
     """The page as a string."""
-    rows = table([run.summary for run in study.runs], study.baseline or "")
+    rows = study.table
     references = context.references(study)
     drawn = drawings(study, rows)
     template = _environment().get_template("report.html.jinja")

@@ -18,6 +18,10 @@ COSTS = {
 """By column of the table: the name of the control, and the title of the axis."""
 
 
+MOST_LABELS = 8
+"""Recipes of a chart that names every dot; of more, the names would cover each other, and none has one."""
+
+
 def pareto(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each recipe with finished runs: `loss` with `low` and `high`, costs, and `front_COST`.
 
@@ -77,7 +81,8 @@ def pareto_chart(cost: str, recipes: Sequence[str], costs: Span, losses: Span) -
         alt.Tooltip("seconds:Q", format=".3s"),
     ]  # fmt: skip
     dots = rows.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, color=color, tooltip=tooltip)
-    names = front.mark_text(align="left", baseline="top", dx=7, dy=5).encode(x=x, y=y, text="recipe:N")
+    labelled = rows if len(recipes) <= MOST_LABELS else rows.transform_filter("false")
+    names = labelled.mark_text(align="left", baseline="top", dx=7, dy=5).encode(x=x, y=y, text="recipe:N")
     described = f"Final validation loss against {COSTS[cost][1]}"
     layers = alt.layer(steps.encode(x=x, y=y), bars, dots, names)
     return plain(layers.properties(width="container", height=360, description=described))

@@ -20,7 +20,7 @@ def headline(study: Study, table: Sequence[dict[str, Any]]) -> str:
         closed = {
             name: row["gap_closed"]
             for name, row in rows.items()
-            if name not in (base, floor) and row["gap_closed"] is not None
+            if name not in (base, floor) and row["gap_closed"] is not None and study.bounds[name] == (floor, base)
         }
         between = f"the gap between {_at(rows[floor])} and {_at(rows[base])}"
         if closed:
@@ -46,12 +46,20 @@ def remarks(study: Study, table: Sequence[dict[str, Any]], unigram: Number | Non
     said += _untrained(study, rows)
     if head_only(study) is None and len(rows) > 1 and study.baseline is not None:
         said.append("No floor (head_only) in this study: the gap closed is not given.")
+    elif study.baseline is not None:
+        without: dict[str, list[str]] = {}
+        for row in rows:
+            if row["gap_missing"]:
+                without.setdefault(row["gap_missing"], []).append(row["recipe"])
+        said += [f"No gap closed for {', '.join(names)}: {reason}." for reason, names in without.items()]
     above = [row["recipe"] for row in rows if is_finite(unigram) and row["val_loss"]["mean"] >= unigram]
     if above:
         said.append(f"No better than guessing by token frequency alone (unigram entropy): {', '.join(above)}.")
-    failed = [f"{row['recipe']} ({row['failed']} of {row['failed'] + row['seeds']})" for row in table if row["failed"]]
-    if failed:
-        said.append(f"Left out because they did not finish: {', '.join(failed)}.")
+    for word, reason in (("failed", "they failed or diverged"), ("unfinished", "they have not ended yet")):
+        counts = [(row["recipe"], row[word], row["seeds"] + row["failed"] + row["unfinished"]) for row in table]
+        left_out = [f"{name} ({number} of {every})" for name, number, every in counts if number]
+        if left_out:
+            said.append(f"Left out because {reason}: {', '.join(left_out)}.")
     charged = [(row["tokens"] or 0) + (row["meta_tokens"] or 0) for row in rows]
     if charged and max(charged) > 1.01 * min(charged):
         span = f"{units.count(min(charged))} to {units.count(max(charged))}"
@@ -63,8 +71,10 @@ def remarks(study: Study, table: Sequence[dict[str, Any]], unigram: Number | Non
 
 
 def head_only(study: Study) -> str | None:
-    """The first recipe whose credit is head_only: its blocks stay as initialised."""
-    return next((run.recipe for run in study.runs if run.summary.get("credit") == "head_only"), None)
+    """Return the floor of the baseline's model: the first recipe on it whose blocks stay as initialised."""
+    if study.baseline is None:
+        return next((run.recipe for run in study.runs if run.summary.get("credit") == "head_only"), None)
+    return study.bounds[study.baseline][0]
 
 
 def _gap(closed: dict[str, Number], between: str, floor: str | None, base: str | None) -> str:
@@ -93,21 +103,22 @@ def _seeds(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _untrained(study: Study, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Rules whose loss is not below head_only's by more than chance, judged by the paired interval."""
-    floor = head_only(study)
+    """Name the rules whose loss is not below their model's head_only by more than chance, by the paired interval."""
     losses = {
         row["recipe"]: {run.seed: run.summary["val_loss"] for run in study.of(row["recipe"]) if run.finished}
         for row in rows
     }
-    if floor not in losses:
-        return []
-    unproven = []
-    for name in losses.keys() - {floor}:
+    unproven: dict[str, list[str]] = {}
+    for name, (floor, _) in study.bounds.items():
+        if floor not in losses or name not in losses or name == floor:
+            continue
         difference = paired_difference(losses[name], losses[floor])
         if difference is None or difference.mean >= 0 or (difference.high is not None and difference.high >= 0):
-            unproven.append(name)
-    unproven = [name for name in losses if name in unproven]
-    return [f"Not shown to train the blocks (not below {floor} beyond chance): {', '.join(unproven)}."] * bool(unproven)
+            unproven.setdefault(floor, []).append(name)
+    return [
+        f"Not shown to train the blocks (not below {floor} beyond chance): {', '.join(names)}."
+        for floor, names in unproven.items()
+    ]
 
 
 def _windows(config: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from heterodox.comparison.statistics import architecture, architectures, references, table
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.core.files import read_json
 from heterodox.report.read import RUN_FILES, Results, Run, read_run, validated
@@ -28,6 +29,22 @@ class Study:
     @property
     def recipes(self) -> list[str]:
         return list(dict.fromkeys(run.recipe for run in self.runs))
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The architecture of each recipe, as far as it is known."""
+        known = architectures(entry for header in self.headers for entry in header.get("recipes", []))
+        return {run.recipe: architecture(run.config.get("model")) or known.get(run.recipe, "") for run in self.runs}
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each recipe; see `statistics.table`."""
+        return table([run.summary for run in self.runs], self.baseline or "", self.models)
+
+    @property
+    def bounds(self) -> dict[str, tuple[str | None, str | None]]:
+        """The names of each recipe's floor and ceiling; see `statistics.references`."""
+        return references([run.summary for run in self.runs], self.baseline or "", self.models)
 
     def of(self, recipe: str) -> list[Run]:
         return [run for run in self.runs if run.recipe == recipe]

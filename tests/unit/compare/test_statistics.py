@@ -6,7 +6,15 @@ import math
 import pytest
 from scipy import stats
 
-from heterodox.comparison.statistics import Interval, gap_closed, interval, paired_difference, table
+from heterodox.comparison.statistics import (
+    Interval,
+    architecture,
+    architectures,
+    gap_closed,
+    interval,
+    paired_difference,
+    table,
+)
 
 
 def row(recipe: str, seed: int, val_loss: float | None, **changes: object) -> dict:
@@ -110,7 +118,8 @@ def test_head_only_is_found_by_its_credit_not_by_its_name():
 def test_a_bad_run_is_counted_and_left_out(bad: dict):
     rows = [r | bad if (r["recipe"], r["seed"]) == ("rule", 2) else r for r in study()]
     rule = table(rows, "backprop")[1]
-    assert (rule["seeds"], rule["failed"]) == (2, 1)
+    assert (rule["seeds"], rule["failed"] + rule["unfinished"]) == (2, 1)
+    assert rule["unfinished"] == (bad.get("status") in ("waiting", "running", "interrupted"))
     assert rule["val_loss"]["mean"] == pytest.approx(2.1)
     assert rule["difference"]["n"] == 2
     assert rule["gap_closed"] == pytest.approx(0.8 / 2)
@@ -121,6 +130,33 @@ def test_a_recipe_without_a_finished_run_keeps_its_row():
     rule = table(rows, "backprop")[1]
     assert (rule["seeds"], rule["failed"]) == (0, 3)
     assert all(rule[key] is None for key in ("val_loss", "difference", "gap_closed", "tokens", "flops"))
+
+
+def test_a_gap_exists_only_within_one_model():
+    small = {"name": "gpt", "width": 8}
+    models = {"backprop": small, "rule": {"name": "other"}, "head_only": small}
+    described = [{"name": name, "resolved": {"model": model}} for name, model in models.items()]
+    backprop, rule, _ = table(study(), "backprop", architectures(described))
+    assert backprop["gap_closed"] == 1.0
+    assert (rule["gap_closed"], rule["gap_missing"]) == (
+        None,
+        "no run of head_only and of exact gradient on this model",
+    )
+    rows = study()
+    own = [
+        r | {"recipe": f"own {r['recipe']}", "credit": {"backprop": "bptt"}.get(r["credit"], r["credit"])} for r in rows
+    ]
+    described += [{"name": f"own {name}", "resolved": {"model": {"name": "other"}}} for name in models]
+    found = {row["recipe"]: row for row in table([*rows, *own], "backprop", architectures(described))}
+    assert found["rule"]["gap_closed"] == found["own rule"]["gap_closed"] == pytest.approx(1.5 / 3)
+    assert found["own backprop"]["gap_closed"] == 1.0
+
+
+def test_how_errors_travel_back_does_not_make_another_model():
+    assert architecture({"name": "gpt", "norm_backward": "exact"}) == architecture(
+        {"name": "gpt", "norm_backward": "x"}
+    )
+    assert architecture({"name": "gpt", "width": 8}) != architecture({"name": "gpt", "width": 9})
 
 
 def test_a_missing_baseline_gives_no_differences():

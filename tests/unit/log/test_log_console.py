@@ -77,7 +77,7 @@ def test_the_summary_of_a_comparison_says_what_went_wrong(tmp_path):
         "runs": runs, "seeds": [0], "table": ROWS, "baseline": "backprop", "elapsed_seconds": 61, "interrupted": 2,
     }  # fmt: skip
     text = lines(comparison_summary(results, tmp_path), 200)
-    assert "nats per token; unigram 1.900, entropy floor 1.100; one seed, so no intervals" in text
+    assert "nats per token; unigram 1.900, entropy floor 1.100; 95 % intervals over 3 seeds" in text
     assert "boom seed 0 diverged: The loss became nan at step 2." in text
     assert "slow seed 0 interrupted" in text
     assert "the same command goes on from here" in text

@@ -73,7 +73,7 @@ def test_worse_than_counting_tokens(tmp_path):
 def test_failures_and_unequal_budgets_are_told(tmp_path):
     losses = LOSSES | {"wild": (None, 1.5, None)}
     _, more = read(study_of(losses, tmp_path, rule={"meta_tokens": 4000}))
-    assert "Left out because they did not finish: wild (2 of 3)." in more
+    assert "Left out because they failed or diverged: wild (2 of 3)." in more
     assert "did not consume equally many tokens (1\u202fk to 5\u202fk)" in more
 
 
