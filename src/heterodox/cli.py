@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from heterodox.cli_shared import AsJson, CheckpointOption, DataKeys, Overrides, RunArgument, show
+from heterodox.cli_shared import WRITTEN, AsJson, CheckpointOption, DataKeys, Overrides, RunArgument, show
 from heterodox.cli_studies import compare, report, sweep
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; default: `runs/NAME-seedN`.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: `runs/NAME-seedN`.", **WRITTEN)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in the folder.")] = False,
     checkpoint: Annotated[str | None, typer.Option(help="With --resume: go on from this one.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -105,7 +105,7 @@ def probe(
 def export(
     run: RunArgument,
     form: Annotated[str, typer.Option("--format", help="safetensors, gpt2 (transformers), sparse.")] = "safetensors",
-    out: Annotated[Path | None, typer.Option(help="Default: in the run, by the format's name.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: in the run, by the format's name.", **WRITTEN)] = None,
     checkpoint: CheckpointOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -126,10 +126,10 @@ def score(
     run: RunArgument,
     overrides: DataKeys = None,
     data: Annotated[Path | None, typer.Option(help="Score this text instead: short for `data.path=PATH`.")] = None,
-    out: Annotated[Path, typer.Option(help="The scores.")] = Path("scores.parquet"),
+    out: Annotated[Path, typer.Option(help="The scores.", **WRITTEN)] = Path("scores.parquet"),
     split: Annotated[str, typer.Option(help="train, meta, val or test.")] = "train",
     keep: Annotated[float | None, typer.Option(help="With --index: the share to keep, the best.")] = None,
-    index: Annotated[Path | None, typer.Option(help="Also write the ids of the best here.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Also write the ids of the best here.", **WRITTEN)] = None,
     noisy: Annotated[bool, typer.Option("--noisy", help="Plant the recipe's noise in a held-out split first.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     as_json: AsJson = False,

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from heterodox.core.errors import RecipeError
+from heterodox.core.files import as_path
 
 UsageError: type[Any] = typer.BadParameter.__bases__[0]
 """What Typer raises for arguments that a command does not take."""
@@ -44,6 +45,8 @@ RecipesAndOverrides = Annotated[
         metavar="RECIPE|KEY=VALUE", help="Recipe files or folders; default: the quick ones.", callback=no_options
     ),
 ]
+WRITTEN: dict[str, Any] = {"parser": as_path, "metavar": "PATH"}
+"""Of options that name what is written: an empty name is refused."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 CheckpointOption = Annotated[str | None, typer.Option(help="Which checkpoint; default: the latest.")]

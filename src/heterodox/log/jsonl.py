@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from heterodox.core.errors import CheckpointError
+from heterodox.core.files import exists, parse_json, read_bytes, require, write_atomically, writing
+from heterodox.core.shapes import ROW, ROWS
 
 
 class MetricsFile:
@@ -17,15 +19,9 @@ class MetricsFile:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step] if step else []
-        temporary = path.with_name(f".{path.name}")
-        try:
-            temporary.write_text("".join(kept), encoding="utf-8")
-            temporary.replace(path)
+        write_atomically(path, "".join(kept))
+        with writing(path):
             self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
 
     def row(self, row: dict[str, Any]) -> None:
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
@@ -40,31 +36,44 @@ class MetricsFile:
 
 
 def read_rows(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file, of one kind if given; what a crash left of a line is skipped."""
-    if not path.exists():
+    """The rows of a metrics file, of one kind if given. What a crash left of the last line is skipped.
+
+    Raises `CheckpointError` for a line that is none of a metrics file.
+    """
+    if not exists(path):
         return
-    with path.open("rb") as file:
-        for line in file:
-            row = _parse(line)
-            if row is not None and kind in (None, row["kind"]):
-                yield row
+    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1):
+        if not line.strip(b" \r\0"):  # a power cut leaves zeros
+            continue
+        try:
+            row = parse_row(line)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} is damaged in line {number}: {error}; mend or remove that line, or pass another --out"
+            ) from None
+        if kind in (None, row["kind"]):
+            yield row
 
 
 def last_rows(path: Path, num_bytes: int = 65536) -> list[dict[str, Any]]:
     """The complete rows within the last `num_bytes` of a metrics file that may still be growing."""
-    if not path.exists():
+    if not path.is_file():
         return []
     with path.open("rb") as file:
         start = max(0, path.stat().st_size - num_bytes)
         file.seek(start)
         lines = file.read().split(b"\n")
-    rows = [_parse(line + b"\n") for line in lines[bool(start) : -1]]
-    return [row for row in rows if row is not None]
+    rows = []
+    for line in lines[bool(start) : -1]:
+        with contextlib.suppress(ValueError):
+            rows.append(parse_row(line))
+    return rows
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and row.keys() >= {"kind", "step"} else None
+def parse_row(line: str | bytes) -> dict[str, Any]:
+    """The row of a metrics file that `line` holds. Raises `ValueError` if it is none."""
+    row = parse_json(line)
+    require(ROW, row)
+    if row["kind"] in ROWS:
+        require(ROWS[row["kind"]], row)
+    return row

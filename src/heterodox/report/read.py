@@ -4,17 +4,16 @@ What a killed process left half-written becomes a note on the page; a file that 
 `CheckpointError`.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from heterodox.comparison.statistics import usable
-from heterodox.core.errors import CheckpointError
+from heterodox.core.files import exists, parse_yaml, read_bytes, read_json
+from heterodox.core.shapes import MANIFEST, SAMPLES, SCORES, SUMMARY
+from heterodox.log.jsonl import parse_row
 
 RUN_FILES = ("summary.json", "metrics.jsonl", "recipe.yaml")
 
@@ -51,7 +50,7 @@ def read_run(folder: Path, notes: list[str], row: dict[str, Any] | None = None) 
     text = _text(folder / "recipe.yaml") or ""
     config = _recipe(folder / "recipe.yaml", text)
     if row is None:
-        row = read_json(folder / "summary.json", dict) if (folder / "summary.json").is_file() else None
+        row = read_json(folder / "summary.json", SUMMARY) if exists(folder / "summary.json") else None
     if row is None:
         row = {"status": "interrupted", "message": "No summary: the run was killed or is still going."}
     if not folder.is_dir() and row.get("status") in ("finished", "diverged"):
@@ -59,10 +58,10 @@ def read_run(folder: Path, notes: list[str], row: dict[str, Any] | None = None) 
         notes.append(f"{name} is missing: its {missing} and samples are not shown.")
     if row.get("warnings"):
         notes.append(f"{name}, {row['warnings'][-1]} ({len(row['warnings'])} such warnings in all).")
-    manifest = read_json(folder / "manifest.json", dict) if (folder / "manifest.json").is_file() else {}
-    samples = read_json(folder / "samples.json", list) if (folder / "samples.json").is_file() else []
+    manifest = read_json(folder / "manifest.json", MANIFEST) if exists(folder / "manifest.json") else {}
+    samples = read_json(folder / "samples.json", SAMPLES) if exists(folder / "samples.json") else []
     found = _metrics(folder / "metrics.jsonl", name, notes)
-    scores = read_json(folder / "scores.json", dict) if (folder / "scores.json").is_file() else {}
+    scores = read_json(folder / "scores.json", SCORES) if exists(folder / "scores.json") else {}
     seed = re.fullmatch(r"seed-(\d+)", folder.name)
     seed = row.get("seed", config.get("seed", int(seed[1]) if seed else 0))
     recipe = str(row.get("recipe") or config.get("name") or folder.parent.name)
@@ -111,38 +110,17 @@ def _lines(path: Path, name: str, notes: list[str]) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            yield parse_row(line)
+        except ValueError:
             damaged += number < len(lines)  # the last line of a killed process may be half of one
-            continue
-        if isinstance(row, dict):
-            yield row
     if damaged:
         notes.append(f"{name}: {damaged} damaged line{'s' * (damaged > 1)} of metrics.jsonl left out.")
 
 
 def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-
-
-def read_json(path: Path, kind: type) -> Any:
-    try:
-        value = json.loads(_text(path) or "")
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not JSON (line {error.lineno}); the file is damaged") from error
-    if not isinstance(value, kind):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a {kind.__name__}")
-    return value
+    return read_bytes(path).decode(errors="replace") if exists(path) else None
 
 
 def _recipe(path: Path, text: str) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"{path} is not YAML; the file is damaged") from error
-    return config if isinstance(config, dict) else {}
+    config = parse_yaml(text, path)
+    return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from heterodox.core.errors import CheckpointError, RecipeError
-from heterodox.report.read import RUN_FILES, Run, read_json, read_run
+from heterodox.core.files import exists, read_json
+from heterodox.core.shapes import RESULTS
+from heterodox.report.read import RUN_FILES, Run, read_run
 
 FORMAT = 1
 
@@ -97,18 +99,17 @@ Found = tuple[dict[str, Any], list[Run], list[tuple[str | None, str]]]
 
 
 def _read_folder(folder: Path) -> Found:
-    if (folder / "results.json").is_file():
-        results = read_json(folder / "results.json", dict)
+    if exists(folder / "results.json"):
+        results = read_json(folder / "results.json", RESULTS)
         if results.get("format") != FORMAT:
             found = f"{folder / 'results.json'} has format {results.get('format')!r}"
             raise CheckpointError(f"{found}; this version of heterodox reads {FORMAT}")
         rows = results.get("runs", [])
-        bad = [row for row in rows if not isinstance(row, dict) or "recipe" not in row or "seed" not in row]
-        if bad:
+        if any("recipe" not in row or "seed" not in row for row in rows):
             raise CheckpointError(f"{folder / 'results.json'} lists a run without recipe or seed")
         header = {key: value for key, value in results.items() if key not in ("runs", "table")}
         return header, *_read_runs([(folder / _run_path(row), row) for row in rows])
-    if any((folder / name).is_file() for name in RUN_FILES):
+    if any(exists(folder / name) for name in RUN_FILES):
         return _with_header(*_read_runs([(folder, None)]))
     inside = sorted(path for path in folder.glob("runs/*/seed-*") if path.is_dir())
     if inside:

@@ -1,17 +1,22 @@
 """A run's folder: what lies where, written so that a reader never sees half a file."""
 
 import fcntl
-import json
-import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from heterodox.core.errors import CheckpointError
+from heterodox.core.files import clear_temporaries, exists, read_json, read_yaml, write_atomically, write_json, writing
+from heterodox.core.shapes import SUMMARY
+from heterodox.log.jsonl import read_rows
 from heterodox.run.checkpoint import Checkpoints
+
+PARTS = (
+    "manifest.json", "metrics.jsonl", "summary.json", "samples.json", "scores.json", "checkpoints", "tokenizer",
+    "tensorboard", "results.json", "sweep.json", "runs",
+)  # fmt: skip
+"""What lies in the folder of a run or of a comparison besides `recipe.yaml`."""
 
 FREE = ("description", "tuning", "log", "run.threads", "run.keep_checkpoints", "data.cache")
 """What does not change how a run goes on."""
@@ -33,7 +38,33 @@ class RunFolder:
         return self.path / "tokenizer"
 
     def exists(self) -> bool:
-        return (self.path / "recipe.yaml").exists()
+        return exists(self.path / "recipe.yaml")
+
+    def require_whole(self) -> None:
+        """Raise `CheckpointError` where parts of a run are there and others are missing."""
+        there = [name for name in PARTS if exists(self.path / name)]
+        if not self.exists():
+            if there:
+                raise CheckpointError(
+                    f"{self.path} holds {there[0]}, but no recipe.yaml: if it is a run, put its recipe.yaml back; "
+                    "otherwise pass another --out"
+                )
+            return
+        try:
+            summary = self.read_summary() or {}
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; remove the file to go on without it") from None
+        names = self.checkpoints.names()
+        trained = max([summary.get("steps") or 0, *(row["step"] for row in read_rows(self.metrics))])
+        if trained and not names:
+            raise CheckpointError(
+                f"{self.path} holds a run that has trained, but {self.checkpoints.folder} has no checkpoint: put it "
+                "back, or pass another --out to begin again"
+            )
+        if names and not exists(self.metrics):
+            raise CheckpointError(
+                f"{self.path} holds a run with checkpoints, but no metrics.jsonl: put it back, or pass another --out"
+            )
 
     def create(self) -> None:
         """Make the folder. Raises `CheckpointError` where that is not possible."""
@@ -54,59 +85,30 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise CheckpointError(f"another process is training in {self.path}") from None
+            with writing(self.path):
+                clear_temporaries(self.path)
             yield
 
     def read_recipe(self) -> dict[str, Any]:
         """The resolved recipe. Raises `CheckpointError` if this is no run folder, or the file is damaged."""
         path = self.path / "recipe.yaml"
-        try:
-            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise CheckpointError(f"{self.path} is not a run folder: it has no recipe.yaml") from None
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise CheckpointError(f"cannot read {path}: {error}") from None
-        if not isinstance(recipe, dict):
+        if not exists(path):
+            raise CheckpointError(f"{self.path} is not a run folder: it has no recipe.yaml")
+        recipe = read_yaml(path)
+        if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
             raise CheckpointError(f"{path} is damaged: it holds no recipe")
         return recipe
 
     def read_summary(self) -> dict[str, Any] | None:
-        """`summary.json`, or None where there is none, or none that can be read."""
-        try:
-            summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return summary if isinstance(summary, dict) else None
+        """`summary.json`, or None where there is none. Raises `CheckpointError` if it is damaged."""
+        path = self.path / "summary.json"
+        return read_json(path, SUMMARY) if exists(path) else None
 
     def write_text(self, name: str, text: str) -> None:
         write_atomically(self.path / name, text)
 
     def write_json(self, name: str, value: Mapping[str, Any] | list[Any]) -> None:
-        self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file's content as a whole. Raises `CheckpointError` if the disk refuses."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path):
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Within the context, whatever keeps `path` from being written is a `CheckpointError`."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
+        write_json(self.path / name, value)
 
 
 def first_difference(

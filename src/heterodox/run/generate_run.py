@@ -1,11 +1,11 @@
 """Text from a trained run."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from heterodox.core.errors import RecipeError
+from heterodox.core.files import PathLike, as_path, reading
 from heterodox.core.rng import Streams
 from heterodox.model import generate
 from heterodox.run.load import load_run
@@ -13,7 +13,7 @@ from heterodox.run.sparse_file import read_sparse
 
 
 def generate_run(
-    path: Path,
+    path: PathLike,
     prompt: str,
     num_tokens: int,
     *,
@@ -30,11 +30,14 @@ def generate_run(
     `path` is a run folder, or a file that `export --format sparse` wrote, which has no `checkpoint` to choose.
     Raises `RecipeError` for an empty prompt, `CorpusError` for one with characters that the tokenizer lacks.
     """
+    path = as_path(path)
     if top_p is not None and not 0 < top_p <= 1:
         raise RecipeError(f"top-p is {top_p}, expected above 0 and at most 1")
-    if checkpoint is not None and path.is_file():
+    with reading(path):
+        single = path.is_file()
+    if checkpoint is not None and single:
         raise RecipeError(f"{path} is a file, which holds no checkpoints: leave out --checkpoint, or name a run folder")
-    run = read_sparse(path, device) if path.is_file() else load_run(path, checkpoint, device)
+    run = read_sparse(path, device) if single else load_run(path, checkpoint, device)
     start = [int(token) for token in run.tokenizer.encode(prompt)]
     if not start:
         raise RecipeError("the prompt is empty; give --prompt at least one character")

@@ -12,13 +12,14 @@ import torch
 
 from heterodox.core.comm import Comm, connect
 from heterodox.core.errors import CheckpointError
+from heterodox.core.files import PathLike, as_path, writing
 from heterodox.core.protocols import LanguageModel
 from heterodox.log.jsonl import MetricsFile
 from heterodox.log.tensorboard import TensorBoard, require_tensorboard
 from heterodox.model import generate
 from heterodox.recipe import Recipe
 from heterodox.run.evaluation import bits_per_byte, evaluate
-from heterodox.run.folder import FREE, RunFolder, first_difference, writing
+from heterodox.run.folder import FREE, RunFolder, first_difference
 from heterodox.run.histogram import score_histogram
 from heterodox.run.interrupt import Interrupt
 from heterodox.run.recorder import Observer
@@ -39,7 +40,7 @@ class Run:
 
 def train(
     recipe: Recipe,
-    out: Path,
+    out: PathLike,
     *,
     resume: bool = False,
     checkpoint: str | None = None,
@@ -54,6 +55,7 @@ def train(
         raise CheckpointError(f"checkpoint {checkpoint!r} is only for going on: pass --resume too")
     if recipe.log.tensorboard:
         require_tensorboard()
+    out = as_path(out)
     source = commit()
     set_threads(recipe.run.threads)
     device = choose_device(recipe.run.device)
@@ -74,9 +76,10 @@ def train(
                 stack.enter_context(folder.lock())
             if _check_folder(folder, recipe, resume, checkpoint) != going_on:
                 raise CheckpointError(f"another process has just trained in {folder.path}; look at what it left")
-            folder.checkpoints.drop_after(trainer.progress.step)
-            trainer.recorder.observers = _observers(folder, recipe, trainer.progress.step, observers, stack)
+            if going_on:
+                folder.checkpoints.drop_after(trainer.progress.step)
             _describe(folder, recipe, session)
+            trainer.recorder.observers = _observers(folder, recipe, trainer.progress.step, observers, stack)
         comm.barrier()
         with Interrupt() as interrupt:
             status = trainer.run(interrupt)
@@ -92,6 +95,7 @@ def train(
 
 def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool, checkpoint: str | None) -> bool:
     """Whether to go on from a checkpoint there. Refuses to overwrite a run, or to go on with another recipe."""
+    folder.require_whole()
     if not folder.exists():
         if checkpoint is not None:
             raise CheckpointError(f"{folder.path} holds no run, so there is no checkpoint {checkpoint!r}")

@@ -80,6 +80,8 @@ def test_going_back_leaves_no_hole_in_the_metrics(run, recipe, monkeypatch):
 def test_a_run_that_another_process_has_just_ended_is_left_alone(run, recipe, whole, monkeypatch):
     """It ended between the first look into the folder and the lock."""
     shutil.rmtree(run / "checkpoints")
+    (run / "summary.json").unlink()
+    (run / "metrics.jsonl").write_text("")
     with monkeypatch.context() as patch:
 
         def opening(*arguments):
@@ -149,9 +151,9 @@ STAGES = [
     ("pathlib.Path.mkdir", 1, "the folder"),
     ("heterodox.run.checkpoint.save_file", 1, "the weights"),
     ("heterodox.run.checkpoint.save_file", 2, "the state"),
-    ("heterodox.run.checkpoint._sync", 1, "syncing the weights"),
+    ("heterodox.core.files.sync", 1, "syncing the weights"),
     ("pathlib.Path.write_text", 1, "the JSON"),
-    ("heterodox.run.checkpoint._sync", 3, "syncing the JSON"),
+    ("heterodox.core.files.sync", 3, "syncing the JSON"),
     ("pathlib.Path.rename", 1, "the name"),
 ]
 

@@ -1,7 +1,6 @@
 """Any `tokenizer.json`: of the `tokenizers` library, or saved by one of our own runs."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ import tokenizers
 
 from heterodox.core import config
 from heterodox.core.errors import CheckpointError, CorpusError
+from heterodox.core.files import parse_json, read_text
 from heterodox.core.slot import Slot
 from heterodox.data.tokenizer.base import FILE_NAME, Tokenizer
 from heterodox.data.tokenizer.byte import Byte
@@ -49,14 +49,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """What `Tokenizer.save` wrote into `folder`. Raises CheckpointError if it is missing or damaged."""
     path = folder / FILE_NAME
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return parse(read_text(path))
+    except (CheckpointError, ValueError) as error:
         raise CheckpointError(f"cannot load the tokenizer {path}: {error}") from error
 
 
 def parse(text: str) -> Tokenizer:
     """The inverse of `Tokenizer.dumps`. Raises ValueError if `text` is not a tokenizer."""
-    description = json.loads(text)
+    description = parse_json(text)
     match description:
         case {"heterodox": "byte"}:
             return Byte()
