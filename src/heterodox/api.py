@@ -7,8 +7,8 @@ from typing import Any
 from heterodox.comparison.study import Study, Watch
 from heterodox.comparison.sweep import Sweep
 from heterodox.core.errors import RecipeError
-from heterodox.core.files import output_folder, there
-from heterodox.recipe import Source, load_recipe, locate, recipes_folder
+from heterodox.core.files import PathLike, as_path, there
+from heterodox.recipe import Recipe, Source, load_recipe, locate, recipes_folder
 from heterodox.run.recorder import Observer
 from heterodox.run.session import default_folder
 from heterodox.run.train import Run
@@ -18,7 +18,7 @@ from heterodox.run.train import train as train_recipe
 def train(
     recipe: Source,
     *,
-    out: str | Path | None = None,
+    out: PathLike | None = None,
     overrides: Iterable[str] = (),
     resume: bool = False,
     checkpoint: str | None = None,
@@ -30,15 +30,15 @@ def train(
     `observers` are told of every metrics row. Raises `RecipeError`, `CorpusError` or `CheckpointError`.
     """
     resolved = load_recipe(recipe, overrides)
-    folder = output_folder(out) if out is not None else default_folder(resolved)
+    folder = as_path(out) if out is not None else default_folder(resolved)
     return train_recipe(resolved, folder, resume=resume, checkpoint=checkpoint, observers=observers)
 
 
 def compare(
-    recipes: Sequence[Source] | None = None,
+    recipes: Source | Sequence[Source] | None = None,
     *,
     seeds: int = 1,
-    out: str | Path = "runs/compare",
+    out: PathLike = "runs/compare",
     overrides: Iterable[str] = (),
     jobs: int | None = None,
     watch: Watch | None = None,
@@ -49,16 +49,16 @@ def compare(
     """
     overrides = list(overrides)
     chosen = expand([quick_recipes()] if recipes is None else recipes)
-    return Study([load_recipe(r, overrides) for r in chosen], output_folder(out), num_seeds=seeds, jobs=jobs).run(watch)
+    return Study([load_recipe(r, overrides) for r in chosen], out, num_seeds=seeds, jobs=jobs).run(watch)
 
 
 def sweep(
-    recipes: Sequence[Source],
+    recipes: Source | Sequence[Source],
     search: Mapping[str, Any],
     *,
     trials: int | None = None,
     seeds: int = 1,
-    out: str | Path = "runs/sweep",
+    out: PathLike = "runs/sweep",
     overrides: Iterable[str] = (),
     jobs: int | None = None,
     watch: Watch | None = None,
@@ -70,20 +70,14 @@ def sweep(
     `sweep.json` holds. Raises `RecipeError` for keys or values that a recipe does not take.
     """
     return Sweep(
-        expand(recipes),
-        search,
-        output_folder(out),
-        overrides=list(overrides),
-        trials=trials,
-        num_seeds=seeds,
-        jobs=jobs,
+        expand(recipes), search, out, overrides=list(overrides), trials=trials, num_seeds=seeds, jobs=jobs
     ).run(watch)
 
 
-def expand(sources: Sequence[Source]) -> list[Source]:
+def expand(sources: Source | Sequence[Source]) -> list[Source]:
     """Folders among `sources` become the recipes in them, sorted; files whose names begin with `_` are bases."""
     expanded: list[Source] = []
-    for source in sources:
+    for source in [sources] if isinstance(sources, (str, Path, Mapping, Recipe)) else sources:
         if isinstance(source, (str, Path)) and (folder := locate(source)).is_dir():
             found = sorted(p for p in folder.glob("*.yaml") if not p.name.startswith("_"))
             if not found:

@@ -14,17 +14,17 @@ import typer
 
 import heterodox
 from heterodox.cli_shared import (
+    WRITTEN,
     AsJson,
     CheckpointOption,
     DataKeys,
     Overrides,
     RecipeArgument,
     RunArgument,
-    any_path,
-    out_path,
     show,
 )
 from heterodox.cli_studies import compare, report, sweep
+from heterodox.core.files import as_path
 
 app = typer.Typer(
     add_completion=False,
@@ -54,9 +54,7 @@ def options(
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option(parser=out_path, help="The run folder; default: `runs/NAME-seedN`.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: `runs/NAME-seedN`.", **WRITTEN)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in the folder.")] = False,
     checkpoint: Annotated[str | None, typer.Option(help="With --resume: go on from this one.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
@@ -91,7 +89,7 @@ app.command()(sweep)
 @app.command()
 def generate(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run folder, or a file in sparse format.", parser=any_path)
+        Path, typer.Argument(metavar="RUN", help="A run folder, or a file in sparse format.", parser=as_path)
     ],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 300,
@@ -136,9 +134,7 @@ def probe(
 def export(
     run: RunArgument,
     form: Annotated[str, typer.Option("--format", help="safetensors, gpt2 (transformers), sparse.")] = "safetensors",
-    out: Annotated[
-        Path | None, typer.Option(parser=out_path, help="Default: in the run, by the format's name.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: in the run, by the format's name.", **WRITTEN)] = None,
     checkpoint: CheckpointOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -159,12 +155,12 @@ def score(
     run: RunArgument,
     overrides: DataKeys = None,
     data: Annotated[
-        Path | None, typer.Option(parser=any_path, help="Score this text instead: short for `data.path=PATH`.")
+        Path | None, typer.Option(parser=as_path, help="Score this text instead: short for `data.path=PATH`.")
     ] = None,
-    out: Annotated[Path, typer.Option(parser=out_path, help="The scores.")] = Path("scores.parquet"),
+    out: Annotated[Path, typer.Option(help="The scores.", **WRITTEN)] = Path("scores.parquet"),
     split: Annotated[str, typer.Option(help="train, meta, val or test.")] = "train",
     keep: Annotated[float | None, typer.Option(help="With --index: the share to keep, the best.")] = None,
-    index: Annotated[Path | None, typer.Option(parser=any_path, help="Also write the ids of the best here.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Also write the ids of the best here.", **WRITTEN)] = None,
     noisy: Annotated[bool, typer.Option("--noisy", help="Plant the recipe's noise in a held-out split first.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     as_json: AsJson = False,

@@ -10,23 +10,10 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from heterodox.core.errors import RecipeError
+from heterodox.core.files import as_path
 
 UsageError: type[Any] = typer.BadParameter.__bases__[0]
 """What Typer raises for arguments that a command does not take."""
-
-
-def out_path(text: str | Path) -> Path:
-    """Where a command writes. Raises `RecipeError` for an empty name."""
-    from heterodox.core.files import output_folder
-
-    return output_folder(text)
-
-
-def any_path(text: str | Path) -> Path:
-    """A path that the user names, `~` replaced."""
-    from heterodox.core.files import expand
-
-    return expand(text)
 
 
 def no_options(context: Any, arguments: list[str] | None) -> list[str] | None:
@@ -58,8 +45,10 @@ RecipesAndOverrides = Annotated[
         metavar="RECIPE|KEY=VALUE", help="Recipe files or folders; default: the quick ones.", callback=no_options
     ),
 ]
+WRITTEN: dict[str, Any] = {"parser": as_path, "metavar": "PATH"}
+"""Of options that name what is written: an empty name is refused."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", parser=any_path)]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", parser=as_path)]
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe such as `quick/backprop`.")
 ]

@@ -5,14 +5,15 @@ from typing import Annotated
 
 import typer
 
-from heterodox.cli_shared import AsJson, RecipesAndOverrides, any_path, no_options, out_path, show
+from heterodox.cli_shared import WRITTEN, AsJson, RecipesAndOverrides, no_options, show
 from heterodox.core.errors import RecipeError
+from heterodox.core.files import as_path
 
 
 def compare(
     arguments: RecipesAndOverrides = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each recipe.")] = 1,
-    out: Annotated[Path, typer.Option(parser=out_path, help="The study's folder.")] = Path("runs/compare"),
+    out: Annotated[Path, typer.Option(help="The study's folder.", **WRITTEN)] = Path("runs/compare"),
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; default: one per core or GPU.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +44,7 @@ def sweep(
     search: Annotated[list[str], typer.Option(metavar="KEY=V,V,...", help="A setting and its values; repeatable.")],
     trials: Annotated[int | None, typer.Option(min=1, help="As many combinations at random; default: all.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each trial.")] = 1,
-    out: Annotated[Path, typer.Option(parser=out_path, help="The sweep's folder.")] = Path("runs/sweep"),
+    out: Annotated[Path, typer.Option(help="The sweep's folder.", **WRITTEN)] = Path("runs/sweep"),
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; default: one per core or GPU.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -70,12 +71,12 @@ def sweep(
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Study or run folders.", parser=any_path)],
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Study or run folders.", parser=as_path)],
     out: Annotated[
-        Path | None, typer.Option(parser=out_path, help="Default: report.html in the first folder; .md: tables.")
+        Path | None, typer.Option(help="Default: report.html in the first folder; .md: tables.", **WRITTEN)
     ] = None,
     figures: Annotated[
-        Path | None, typer.Option(parser=any_path, help="Instead: every chart as a file in this folder.")
+        Path | None, typer.Option(help="Instead: every chart as a file in this folder.", **WRITTEN)
     ] = None,
     form: Annotated[str | None, typer.Option("--format", help="With --figures: svg (default), png, svg,png.")] = None,
     rules: Annotated[str | None, typer.Option(help="Only these recipes: NAME,NAME...")] = None,

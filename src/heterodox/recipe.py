@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from heterodox import catalog
 from heterodox.core.config import Config
 from heterodox.core.errors import RecipeError
-from heterodox.core.files import expand, there
+from heterodox.core.files import as_path, there
 from heterodox.core.plain import plain
 from heterodox.data import DataConfig
 from heterodox.recipe_errors import one_line, sections_of
@@ -141,7 +141,7 @@ def overridden(source: Source, overrides: Iterable[str]) -> dict[str, Any]:
 
 def locate(source: str | Path) -> Path:
     """Return the file of a recipe: `source` itself, or the shipped recipe of that name, such as `quick/backprop`."""
-    path = expand(source)
+    path = as_path(source)
     if there(path):
         return path
     for name in (f"{source}.yaml", str(source)):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from heterodox.core.errors import CheckpointError
-from heterodox.core.files import writing
+from heterodox.core.files import exists, writing
 from heterodox.log.jsonl import last_rows
 from heterodox.recipe import Recipe
 from heterodox.run.folder import RunFolder, first_difference
@@ -47,7 +47,10 @@ class Job:
 
         Raises `CheckpointError` if that is a run of another recipe or on another text.
         """
+        self.folder.require_whole()
         if not self.folder.exists():
+            if exists(self.log) and not exists(self.folder.path / ".job.yaml"):
+                raise CheckpointError(f"{self.log} is not from a comparison; pass another --out")
             return
         kept = self.folder.read_recipe()
         if self.threads_chosen and isinstance(began := (kept.get("run") or {}).get("threads"), int):
@@ -61,8 +64,8 @@ class Job:
                 "pass another --out"
             )
         summary = self.summary()
-        if summary and summary["status"] in ("finished", "diverged"):
-            if summary["corpus_sha256"] != corpus_sha256:
+        if summary and summary.get("status") in ("finished", "diverged"):
+            if summary.get("corpus_sha256") != corpus_sha256:
                 raise CheckpointError(
                     f"{self.folder.path} holds a run on another text than its recipe names now; pass another --out"
                 )
@@ -107,15 +110,20 @@ class Job:
         budget = self.recipe.run.budget
         for row in last_rows(self.folder.metrics):
             if row["kind"] in ("train", "eval"):
-                used = row["tokens"] + row["meta_tokens"] if budget.unit == "tokens" else row[_KEYS[budget.unit]]
+                keys = ("tokens", "meta_tokens") if budget.unit == "tokens" else (_KEYS[budget.unit],)
+                used = sum(row.get(key) or 0 for key in keys)
                 self.share = min(1.0, used / budget.limit)
                 self.share_at_start = self.share_at_start or self.share
             if row["kind"] == "eval":
-                self.val_loss = row["val_loss"]
+                self.val_loss = row.get("val_loss")
         if code is None:
             return
         self.process = None
-        summary = self.summary()
+        try:
+            summary = self.summary()
+        except CheckpointError as error:
+            self.fail(str(error))
+            return
         if summary:
             self._end(summary)
         elif code in _STOPPED:
@@ -127,7 +135,7 @@ class Job:
         self.status, self.message, self.share = "failed", message, 1.0
 
     def _end(self, summary: dict[str, Any]) -> None:
-        self.status, self.message = summary["status"], summary.get("message")
+        self.status, self.message = summary.get("status", "failed"), summary.get("message")
         self.val_loss = summary.get("val_loss")
         if self.status != "interrupted":
             self.share = 1.0

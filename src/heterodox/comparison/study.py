@@ -1,7 +1,6 @@
 """A study: several recipes at the same seeds on the same corpus, and what came of it."""
 
 import datetime
-import json
 import os
 import platform
 import shlex
@@ -18,12 +17,14 @@ from heterodox.comparison import statistics
 from heterodox.comparison.course import course
 from heterodox.comparison.jobs import Job, run_jobs
 from heterodox.core.errors import CheckpointError, RecipeError
-from heterodox.core.files import read_json, write_atomically
+from heterodox.core.files import PathLike, as_path, exists, read_json, write_json
+from heterodox.core.shapes import RESULTS
 from heterodox.data import Dataset
 from heterodox.log.tensorboard import require_tensorboard
 from heterodox.recipe import Recipe, check
 from heterodox.report import write_report
-from heterodox.report.read import Results, read_run, validated
+from heterodox.report.page import require_page
+from heterodox.report.read import read_run
 from heterodox.run.folder import RunFolder
 from heterodox.run.interrupt import Interrupt
 from heterodox.run.session import choose_device, cores
@@ -34,7 +35,7 @@ Watch = Callable[[Sequence[Job], float], None]
 class Study:
     """The jobs of a comparison in a folder. Raises `RecipeError` for recipes that cannot be compared."""
 
-    def __init__(self, recipes: Sequence[Recipe], out: Path, *, num_seeds: int, jobs: int | None = None) -> None:
+    def __init__(self, recipes: Sequence[Recipe], out: PathLike, *, num_seeds: int, jobs: int | None = None) -> None:
         if not recipes:
             raise RecipeError("nothing to compare: give at least one recipe")
         if num_seeds < 1 or (jobs is not None and jobs < 1):
@@ -44,7 +45,7 @@ class Study:
         if twice:
             raise RecipeError(f"two recipes are called {min(twice)!r}; give each a `name` of its own")
         _require_same_windows(recipes)
-        self.out = out
+        self.out = out = as_path(out)
         self.recipes = list(recipes)
         self.seeds = [recipes[0].seed + offset for offset in range(num_seeds)]
         exact = [recipe.name for recipe in recipes if recipe.credit.name == "backprop"]
@@ -112,9 +113,12 @@ class Study:
         return datasets[0]
 
     def _check_folder(self) -> None:
-        """Refuse to drop the results of finished runs that are not in this study."""
+        """Refuse to drop the results of finished runs that are not in this study, or a page that no study wrote."""
+        require_page(self.out / "report.html")
+        if exists(self.out / "recipe.yaml"):
+            raise CheckpointError(f"{self.out} holds a run; pass another --out")
         mine = {(job.recipe.name, job.recipe.seed) for job in self.jobs}
-        done = [row for row in self._before().get("runs", []) if row["status"] in ("finished", "diverged")]
+        done = [row for row in self._before().get("runs", []) if row.get("status") in ("finished", "diverged")]
         missing = sorted((row["recipe"], row["seed"]) for row in done if (row["recipe"], row["seed"]) not in mine)
         if missing:
             name, seed = missing[0]
@@ -124,12 +128,14 @@ class Study:
             )
 
     def _before(self) -> dict[str, Any]:
-        """Return the results that an earlier call left; none if there are none.
-
-        Raises `CheckpointError` for a `results.json` that cannot be read: it is not absent, and not to be replaced.
-        """
+        """The results that an earlier call left, if any. Raises `CheckpointError` if they cannot be read."""
         path = self.out / "results.json"
-        return validated(path, read_json(path) or {}, Results)
+        if not exists(path):
+            return {}
+        results = read_json(path, RESULTS)
+        if "runs" not in results or not all({"recipe", "seed"} <= row.keys() for row in results["runs"]):
+            raise CheckpointError(f"{path} holds no results of a comparison; pass another --out")
+        return results
 
     def _results(self, corpus: dict[str, Any]) -> dict[str, Any]:
         rows = [_row(job, self.out) for job in self.jobs]
@@ -227,4 +233,4 @@ _SUMMARY_KEYS = (
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
-    write_atomically(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_json(out / "results.json", results)

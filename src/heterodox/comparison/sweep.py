@@ -14,7 +14,8 @@ from heterodox.comparison.search import Settings, check_search, combinations, to
 from heterodox.comparison.statistics import is_finite, table
 from heterodox.comparison.study import Study, Watch
 from heterodox.core.errors import CheckpointError, RecipeError
-from heterodox.core.files import write_atomically, writing
+from heterodox.core.files import PathLike, as_path, exists, read_json, write_atomically, write_json, writing
+from heterodox.core.shapes import SWEEP
 from heterodox.recipe import Recipe, Source, check, overridden, write_yaml
 
 
@@ -39,13 +40,14 @@ class Sweep:
         self,
         sources: Sequence[Source],
         search: Mapping[str, Any],
-        out: Path,
+        out: PathLike,
         *,
         overrides: Sequence[str] = (),
         trials: int | None = None,
         num_seeds: int = 1,
         jobs: int | None = None,
     ) -> None:
+        out = as_path(out)
         self.overrides = list(overrides)
         checked = check_search(search, self.overrides, trials)
         chosen = combinations(checked, trials)
@@ -69,34 +71,50 @@ class Sweep:
         or SIGTERM `interrupted` is the signal's number, and no best is named.
         """
         best = self.out / "best"
-        if best.exists() and not best.is_dir():
+        if exists(best) and not best.is_dir():
             raise CheckpointError(f"{best} is no folder; pass another --out")
+        self._check_best()
         results = self.study.run(watch)
         rows = {row["recipe"]: row for row in table(results["runs"], self.study.baseline)}
-        rules = [self._rule(rule, rows) for rule in self.rules]
+        answers = [self._rule(rule, rows) for rule in self.rules]
+        rules = [told_of for told_of, _ in answers]
         kept = ("seeds", "corpus", "versions", "device", "created", "command", "interrupted", "elapsed_seconds")
         found = {"format": 1, "search": self.search, "overrides": self.overrides, "rules": rules}
         found |= {key: results[key] for key in kept}
-        with writing(self.out):
-            write_atomically(self.out / "sweep.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+        write_json(self.out / "sweep.json", found)  # first: what it names is a sweep's
+        for rule, (_, recipe) in zip(self.rules, answers, strict=True):
+            file = self._file(rule)
+            with writing(file):
+                if recipe is None:
+                    file.unlink(missing_ok=True)
+                else:
+                    write_atomically(file, write_yaml(recipe))
         return found
 
-    def _rule(self, rule: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """What came of a rule's trials; its best recipe is written, or that of an earlier call removed."""
+    def _file(self, rule: str) -> Path:
+        return self.out / "best" / f"{rule}.yaml"
+
+    def _check_best(self) -> None:
+        """Refuse to replace or remove a recipe that no sweep wrote here."""
+        path = self.out / "sweep.json"
+        before = read_json(path, SWEEP) if exists(path) else {}
+        known = {rule["recipe"] for rule in before.get("rules", [])}
+        for rule in self.rules:
+            if rule not in known and exists(self._file(rule)):
+                raise CheckpointError(f"{self._file(rule)} is not from a sweep in {self.out}; pass another --out")
+
+    def _rule(self, rule: str, rows: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """What came of a rule's trials, and its best recipe, if there is one."""
         trials = [(trial, _row(trial, rows[trial.recipe.name])) for trial in self.trials if trial.rule == rule]
         told_of: dict[str, Any] = {"recipe": rule, "trials": [row for _, row in trials]}
         able = [pair for pair in trials if pair[1]["val_loss"] and not pair[1]["failed"]]
-        file = self.out / "best" / f"{rule}.yaml"
-        with writing(file):
-            if not able or any(row["unfinished"] for _, row in trials):
-                file.unlink(missing_ok=True)
-                return told_of | {"best": None, "at_the_end": [], "file": None}
-            trial, row = min(able, key=lambda pair: pair[1]["val_loss"]["mean"])
-            data = trial.found | {"name": rule, "tuning": self._tuning(trial.found.get("tuning"), told_of["trials"])}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, write_yaml(data))
+        if not able or any(row["unfinished"] for _, row in trials):
+            return told_of | {"best": None, "at_the_end": [], "file": None}, None
+        trial, row = min(able, key=lambda pair: pair[1]["val_loss"]["mean"])
+        data = trial.found | {"name": rule, "tuning": self._tuning(trial.found.get("tuning"), told_of["trials"])}
         ends = [key for key, value in row["settings"].items() if _at_the_end(value, self.search[key])]
-        return told_of | {"best": row["settings"], "at_the_end": ends, "file": str(file.relative_to(self.out))}
+        file = str(self._file(rule).relative_to(self.out))
+        return told_of | {"best": row["settings"], "at_the_end": ends, "file": file}, data
 
     def _tuning(self, before: Mapping[str, Any] | None, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """How the best was found; what the recipe says of an earlier search stays, and its trials count."""

@@ -4,7 +4,9 @@ A tree is a nested dict whose leaves are tensors or JSON values. `split` and `jo
 checkpoint holds: tensors under slash-joined paths (safetensors) and everything else (JSON).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -48,6 +50,8 @@ def join(tensors: dict[str, Tensor], values: Tree) -> Tree:
         node = tree
         for folder in folders:
             node = node.setdefault(folder, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{path} is a tensor, and {folder} a value")
         node[key] = tensor
     return tree
 
@@ -72,6 +76,18 @@ def restore(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: st
                 f"{tuple(tensor.shape)}: it belongs to another model"
             )
         tensor.copy_(saved[name])
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Within the context, a saved state of another form is a `CheckpointError` that names the run in `path`."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the checkpoint of {path} does not fit ({type(error).__name__}: {error}); "
+            "it is damaged, or of another version"
+        ) from error
 
 
 def _copy(values: Tree) -> Tree:

@@ -22,7 +22,9 @@ import numpy as np
 import platformdirs
 from jaxtyping import UInt
 
-from heterodox.core.errors import CorpusError, HeterodoxError
+from heterodox.core.errors import CheckpointError, CorpusError, HeterodoxError
+from heterodox.core.files import TEMPORARY, parse_json, replacing
+from heterodox.core.files import sha256 as file_sha256
 from heterodox.data.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 2
@@ -77,9 +79,9 @@ def cached(root: Path, identity: dict[str, Any], build: Callable[[], Tokenized])
 def read(folder: Path) -> Tokenized | None:
     """The folder's contents with memory-mapped tokens, or None if it is missing or damaged."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = parse_json((folder / INDEX).read_text(encoding="utf-8"))
         for name, sha256 in index["files"].items():
-            if _sha256(folder / name) != sha256:
+            if file_sha256(folder / name) != sha256:
                 raise ValueError(f"{name} is damaged")
         tokens = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in index["num_bytes"]}
         return Tokenized(load_tokenizer(folder), tokens, index["num_bytes"])
@@ -92,37 +94,26 @@ def read(folder: Path) -> Tokenized | None:
 
 def write(folder: Path, contents: Tokenized) -> Tokenized:
     """Put `contents` into `folder` and read it back. Raises OSError if that is impossible."""
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
-        for split, tokens in contents.tokens.items():
-            np.save(temporary / f"{split}.npy", tokens)
-        contents.tokenizer.save(temporary)
-        files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        index = {"files": files, "num_bytes": contents.num_bytes}
-        (temporary / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
-        return _place(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _place(temporary: Path, folder: Path) -> Tokenized:
-    """Rename, unless another process has been faster; what is damaged makes room."""
     for _ in range(3):
         try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
+            with replacing(folder, folder=True) as temporary:
+                _fill(temporary, contents)
+        except CheckpointError as error:
+            if not folder.exists():  # else another process has been faster
+                raise OSError(str(error)) from None
         found = read(folder)
         if found is not None:
             return found
-        damaged = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+        damaged = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{TEMPORARY}")
         folder.rename(damaged)
         shutil.rmtree(damaged, ignore_errors=True)
     raise OSError(f"other processes keep damaging {folder}")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _fill(folder: Path, contents: Tokenized) -> None:
+    for split, tokens in contents.tokens.items():
+        np.save(folder / f"{split}.npy", tokens)
+    contents.tokenizer.save(folder)
+    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    index = {"files": files, "num_bytes": contents.num_bytes}
+    (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")

@@ -18,7 +18,8 @@ from jaxtyping import Float, Int, Shaped
 from pydantic import Field
 
 from heterodox.core.config import Config
-from heterodox.core.errors import CorpusError
+from heterodox.core.errors import CheckpointError, CorpusError
+from heterodox.core.files import exists, parse_json, reading, replacing
 from heterodox.data.dataset import Dataset, Examples, Split
 
 KEY = b"heterodox"
@@ -78,11 +79,25 @@ def write_scores(
     if scores is not None:
         columns["score"] = scores.astype(np.float64)
     table = pyarrow.table(columns).replace_schema_metadata({KEY: json.dumps(dict(about)).encode()})
+    require_scores(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pyarrow.parquet.write_table(table, path)
-    except OSError as error:
-        raise CorpusError(f"cannot write {path}: {error}") from None
+        with replacing(path) as temporary:
+            pyarrow.parquet.write_table(table, temporary)
+    except CheckpointError as error:
+        raise CorpusError(str(error)) from None
+
+
+def require_scores(path: Path) -> None:
+    """Raise `CheckpointError` where writing to `path` would replace what is no file of scores."""
+    if not exists(path):
+        return
+    try:
+        with reading(path):
+            ours = KEY in (pyarrow.parquet.read_schema(path).metadata or {})
+    except (CheckpointError, pyarrow.ArrowException):
+        ours = False
+    if not ours:
+        raise CheckpointError(f"{path} is there already and holds no scores of heterodox; pass another --out")
 
 
 def read_scores(
@@ -139,7 +154,7 @@ def _column(
 def _metadata(path: Path, table: pyarrow.Table) -> dict[str, Any]:
     text = (table.schema.metadata or {}).get(KEY, b"{}")
     try:
-        about = json.loads(text)
+        about = parse_json(text)
     except ValueError:
         about = None
     if not isinstance(about, dict) or not isinstance(about.get("context", 1), int):

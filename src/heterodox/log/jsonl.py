@@ -1,5 +1,6 @@
 """`metrics.jsonl`: one JSON object a line, the truth about a run."""
 
+import contextlib
 import errno
 import json
 import os
@@ -8,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from heterodox.core.errors import CheckpointError
-from heterodox.core.files import write_atomically, writing
-
-LONGEST_ROW = 1 << 26
-"""Bytes of the longest row; more is the mark of a damaged file."""
+from heterodox.core.files import exists, parse_json, read_bytes, require, write_atomically, writing
+from heterodox.core.shapes import ROW, ROWS
 
 
 class MetricsFile:
@@ -37,17 +36,23 @@ class MetricsFile:
 
 
 def read_rows(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics file, of one kind if given; what a crash left of a line is skipped."""
-    if not path.exists():
+    """The rows of a metrics file, of one kind if given. What a crash left of the last line is skipped.
+
+    Raises `CheckpointError` for a line that is none of a metrics file.
+    """
+    if not exists(path):
         return
-    try:
-        with path.open("rb") as file:
-            while line := file.readline(LONGEST_ROW):
-                row = _parse(line)
-                if row is not None and kind in (None, row["kind"]):
-                    yield row
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1):
+        if not line.strip(b" \r\0"):  # a power cut leaves zeros
+            continue
+        try:
+            row = parse_row(line)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} is damaged in line {number}: {error}; mend or remove that line, or pass another --out"
+            ) from None
+        if kind in (None, row["kind"]):
+            yield row
 
 
 def last_rows(path: Path, num_bytes: int = 65536) -> list[dict[str, Any]]:
@@ -58,14 +63,17 @@ def last_rows(path: Path, num_bytes: int = 65536) -> list[dict[str, Any]]:
         start = max(0, path.stat().st_size - num_bytes)
         file.seek(start)
         lines = file.read().split(b"\n")
-    rows = [_parse(line + b"\n") for line in lines[bool(start) : -1]]
-    return [row for row in rows if row is not None]
+    rows = []
+    for line in lines[bool(start) : -1]:
+        with contextlib.suppress(ValueError):
+            rows.append(parse_row(line))
+    return rows
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return None
-    whole = isinstance(row, dict) and row.keys() >= {"kind", "step"} and type(row["step"]) is int
-    return row if whole else None
+def parse_row(line: str | bytes) -> dict[str, Any]:
+    """The row of a metrics file that `line` holds. Raises `ValueError` if it is none."""
+    row = parse_json(line)
+    require(ROW, row)
+    if row["kind"] in ROWS:
+        require(ROWS[row["kind"]], row)
+    return row

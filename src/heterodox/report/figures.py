@@ -4,6 +4,8 @@ Colours are those of the page on a light ground, which its style sheet names; th
 """
 
 import re
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,12 +15,16 @@ import altair as alt
 import vl_convert
 
 from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.core.files import PathLike, as_path, exists, read_bytes, write_atomically
 from heterodox.report.alignment import MEASURES
 from heterodox.report.drawings import Drawings, alignment_cells, density_cells, drawings
+from heterodox.report.page import paths
 from heterodox.report.palette import styles
 from heterodox.report.study import Study, read_study
 
 FORMATS = ("svg", "png")
+MARK = b"Software\0heterodox"
+"""A text that every PNG of ours holds."""
 WIDTH = 520
 """Of a chart without its axes, in pixels of 1/96 inch."""
 SCALE = 3
@@ -35,31 +41,30 @@ FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
 
 
 def write_figures(
-    folders: Sequence[Path], out: Path, formats: Sequence[str] = ("svg",), rules: Sequence[str] = ()
+    folders: PathLike | Sequence[PathLike], out: PathLike, formats: Sequence[str] = ("svg",), rules: Sequence[str] = ()
 ) -> list[Path]:
     """Draw every chart of the study and run folders into the folder `out`; returns the files, in order.
 
     With `rules`, of those recipes only. Raises RecipeError for a format or a rule that there is not, CheckpointError
-    when a folder is neither a study nor a run or `out` cannot be written.
+    when a folder is neither a study nor a run, or when `out` cannot be written or holds other files of these names.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise RecipeError(f"figures come as {' or '.join(FORMATS)}, found {', '.join(unknown) or 'none'}")
-    study = read_study(folders, rules)
+    out = as_path(out)
+    study = read_study(paths(folders), rules)
     drawn = drawings(study, study.table)
     settings = _config(study)
-    written = []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, spec in figures(study, drawn):
-            whole = {"$schema": alt.SCHEMA_URL, "config": settings} | spec
-            for form in formats:
-                path = out / f"{name}.{form}"
-                path.write_bytes(_drawn(whole, form))
-                written.append(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {out}: {error.strerror}") from error
-    return written
+    files: dict[str, bytes] = {}
+    for name, spec in figures(study, drawn):
+        whole = {"$schema": alt.SCHEMA_URL, "config": settings} | spec
+        files |= {f"{name}.{form}": _drawn(whole, form) for form in formats}
+    for name in files:
+        if exists(out / name) and not _is_ours(read_bytes(out / name)):
+            raise CheckpointError(f"{out / name} is there already and is no figure of ours; name another folder")
+    for name, content in files.items():
+        write_atomically(out / name, content)
+    return [out / name for name in files]
 
 
 def figures(study: Study, drawn: Drawings) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -162,4 +167,15 @@ def _drawn(spec: dict[str, Any], form: str) -> bytes:
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     if form == "svg":
         return vl_convert.vegalite_to_svg(spec, vl_version=version).encode()
-    return vl_convert.vegalite_to_png(spec, vl_version=version, scale=SCALE)
+    return _marked(vl_convert.vegalite_to_png(spec, vl_version=version, scale=SCALE))
+
+
+def _marked(png: bytes) -> bytes:
+    """The PNG with our mark before its last chunk, which has 12 bytes."""
+    chunk = b"tEXt" + MARK
+    return png[:-12] + struct.pack(">I", len(MARK)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[-12:]
+
+
+def _is_ours(drawn: bytes) -> bool:
+    """Whether a figure is a PNG with our mark, or an SVG of Vega in our font."""
+    return MARK in drawn or (b'class="marks"' in drawn[:1000] and FONT.encode() in drawn)

@@ -5,30 +5,33 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from heterodox.core.files import write_atomically, writing
+from heterodox.core.files import PathLike, as_path, write_atomically
 from heterodox.report import context, units
+from heterodox.report.page import paths, require_page
 from heterodox.report.reading import headline, remarks
 from heterodox.report.study import Study, read_study
 
 COLUMNS = ("val loss", "to baseline", "gap closed", "test loss", "FLOPs", "seconds", "held", "update.lr", "seeds")
+MARK = "Generated from the studies' files; do not edit."
+"""What every such file holds near its beginning."""
 NOTE = """Losses are in nats per token; ± is half of the 95 % interval over seeds (Student t), differences to the
 baseline are paired by seed. Costs are medians over seeds; `held` is what a step keeps for its backward half."""
 
 
-def write_markdown(folders: Sequence[Path], out: Path, rules: Sequence[str] = ()) -> Path:
+def write_markdown(folders: PathLike | Sequence[PathLike], out: PathLike, rules: Sequence[str] = ()) -> Path:
     """Write a section per study folder to `out`, with the command that generates the file on top.
 
     With `rules`, of those recipes only, which every folder must have.
     Raises CheckpointError when a folder is neither a study nor a run, or `out` cannot be written.
     """
+    folders, out = paths(folders), as_path(out)
+    require_page(out, MARK.encode())
     chosen = ["--rules", ",".join(rules)] if rules else []
     command = shlex.join(["heterodox", "report", *map(str, folders), *chosen, "--out", str(out)])
-    head = f"# Results\n\nGenerated from the studies' files; do not edit. Again:\n\n    {command}\n"
+    head = f"# Results\n\n{MARK} Again:\n\n    {command}\n"
     studies = [(f"{folder.resolve().name}: ", read_study([folder], rules)) for folder in folders]
     text = "\n".join([head, *(section(study, name) for name, study in studies)])
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, text)
+    write_atomically(out, text.translate(units.SURROGATES))
     return out
 
 

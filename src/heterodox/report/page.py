@@ -10,7 +10,8 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from heterodox.comparison.statistics import is_finite
-from heterodox.core.files import write_atomically, writing
+from heterodox.core.errors import CheckpointError
+from heterodox.core.files import PathLike, as_path, exists, read_bytes, write_atomically
 from heterodox.report import context, units
 from heterodox.report.alignment import MEASURES, first_to_show
 from heterodox.report.drawings import by_loss, drawings
@@ -22,22 +23,35 @@ from heterodox.report.reading import headline, remarks
 from heterodox.report.recipes import recipes
 from heterodox.report.study import Study, read_study
 
+PAGE = b'<meta name="generator" content="heterodox">'
+"""What every page of ours holds near its beginning."""
 FILTERS = ("count", "memory", "duration", "loss", "signed", "percent", "visible", "breakable")
 
 
-def write_report(folders: Sequence[str | Path], out: str | Path, rules: Sequence[str] = ()) -> Path:
+def write_report(folders: PathLike | Sequence[PathLike], out: PathLike, rules: Sequence[str] = ()) -> Path:
     """Write one self-contained HTML page about the study and run folders to `out`, and return `out`.
 
     With `rules`, about those recipes only (RecipeError for one that there is not). A page that is there already is
     replaced in one step. Raises CheckpointError when a folder is neither a study nor a run, when its files are damaged,
     or when `out` cannot be written.
     """
-    page = render(read_study([Path(folder) for folder in folders], rules))
-    out = Path(out)
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page)
+    out = as_path(out)
+    require_page(out)
+    write_atomically(out, render(read_study(paths(folders), rules)))
     return out
+
+
+def require_page(out: Path, mark: bytes = PAGE) -> None:
+    """Raise `CheckpointError` where writing to `out` would replace what is no report."""
+    if out.is_dir():
+        raise CheckpointError(f"cannot write {out}: it is a folder")
+    if exists(out) and mark not in read_bytes(out)[:4000]:
+        raise CheckpointError(f"{out} is there already and is no report of heterodox; pass another --out")
+
+
+def paths(folders: PathLike | Sequence[PathLike]) -> list[Path]:
+    """One folder or several."""
+    return [as_path(folder) for folder in ([folders] if isinstance(folders, (str, Path)) else folders)]
 
 
 def render(study: Study) -> str:

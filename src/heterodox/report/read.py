@@ -4,19 +4,16 @@ What a killed process left half-written becomes a note on the page; a file that 
 `CheckpointError`.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from heterodox.comparison.statistics import usable
-from heterodox.core.errors import CheckpointError
-from heterodox.core.files import read_json
+from heterodox.core.files import exists, parse_yaml, read_bytes, read_json
+from heterodox.core.shapes import MANIFEST, SAMPLES, SCORES, SUMMARY
+from heterodox.log.jsonl import parse_row
 
 RUN_FILES = ("summary.json", "metrics.jsonl", "recipe.yaml")
 
@@ -47,112 +44,13 @@ class Run:
         return usable(self.summary)
 
 
-class _Kept(BaseModel):
-    """Types of what kept files hold; other keys are not looked at."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class _Summary(_Kept):
-    """A row of `results.json`, or a `summary.json`."""
-
-    recipe: str | None = None
-    credit: str | dict[str, Any] | None = None
-    seed: int | None = None
-    status: str | None = None
-    message: str | None = None
-    warnings: list[str] | None = None
-    steps: int | None = None
-    tokens: int | None = None
-    meta_tokens: int | None = None
-    flops: int | float | None = None
-    seconds: int | float | None = None
-    wall_seconds: int | float | None = None
-    search_seconds: int | float | None = None
-    val_step: int | None = None
-    val_loss: int | float | None = None
-    val_bits_per_byte: int | float | None = None
-    test_loss: int | float | None = None
-    activation_bytes: int | None = None
-    peak_memory_bytes: int | None = None
-    parameters: int | None = None
-    active_parameters: int | None = None
-    unigram_loss: int | float | None = None
-    floor_loss: int | float | None = None
-    corpus_sha256: str | None = None
-    commit: str | None = None
-    device: str | None = None
-    run: str | None = None
-    evals: list[dict[str, int | float | str | None]] | None = None
-
-
-class _Parameter(_Kept):
-    origin: str
-    size: int = 0
-    shape: list[int] = []
-
-
-class _Manifest(_Kept):
-    credit: str | None = None
-    parameters: dict[str, _Parameter] = {}
-    remarks: list[str] = []
-
-
-class _Metrics(_Kept):
-    """A row of `metrics.jsonl`."""
-
-    kind: str | None = None
-    step: int = 0
-    tokens: int | None = 0
-    meta_tokens: int | None = 0
-    flops: int | float | None = 0
-    seconds: int | float | None = 0.0
-    lr: int | float | None = None
-    loss: int | float | None = None
-    val_loss: int | float | None = None
-    candidate: int = 0
-    layers: dict[str, Any] | None = None
-    alignment: dict[str, dict[str, int | float | None]] | None = None
-
-
-class _Resolved(_Kept):
-    name: str | None = None
-    description: str | None = None
-    resolved: dict[str, Any] | None = None
-
-
-class Results(_Kept):
-    """A `results.json`."""
-
-    baseline: str | None = None
-    recipes: list[_Resolved] = []
-    runs: list[_Summary] = []
-    corpus: dict[str, Any] | None = None
-    versions: dict[str, str] | None = None
-    device: str | None = None
-    created: str | None = None
-    command: str | None = None
-    elapsed_seconds: int | float | None = None
-
-
-def validated(path: Path, value: Any, model: type[_Kept]) -> Any:
-    """Return `value` if it has the types that `model` says. Raises CheckpointError that names the file and the key."""
-    try:
-        model.model_validate(value)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(step) for step in problem["loc"])
-        raise CheckpointError(f"{path} is damaged: {where}: {problem['msg']}") from None
-    return value
-
-
 def read_run(folder: Path, notes: list[str], row: dict[str, Any] | None = None) -> Run:
     """A run from its folder; `row`, its line in results.json, goes before its own summary."""
     name = f"{folder.parent.name}/{folder.name}"
     text = _text(folder / "recipe.yaml") or ""
     config = _recipe(folder / "recipe.yaml", text)
     if row is None:
-        row = validated(folder / "summary.json", read_json(folder / "summary.json") or {}, _Summary) or None
+        row = read_json(folder / "summary.json", SUMMARY) if exists(folder / "summary.json") else None
     if row is None:
         row = {"status": "interrupted", "message": "No summary: the run was killed or is still going."}
     if not folder.is_dir() and row.get("status") in ("finished", "diverged"):
@@ -160,10 +58,10 @@ def read_run(folder: Path, notes: list[str], row: dict[str, Any] | None = None) 
         notes.append(f"{name} is missing: its {missing} and samples are not shown.")
     if row.get("warnings"):
         notes.append(f"{name}, {row['warnings'][-1]} ({len(row['warnings'])} such warnings in all).")
-    manifest = validated(folder / "manifest.json", read_json(folder / "manifest.json") or {}, _Manifest)
-    samples = read_json(folder / "samples.json", list) or []
+    manifest = read_json(folder / "manifest.json", MANIFEST) if exists(folder / "manifest.json") else {}
+    samples = read_json(folder / "samples.json", SAMPLES) if exists(folder / "samples.json") else []
     found = _metrics(folder / "metrics.jsonl", name, notes)
-    scores = read_json(folder / "scores.json") or {}
+    scores = read_json(folder / "scores.json", SCORES) if exists(folder / "scores.json") else {}
     seed = re.fullmatch(r"seed-(\d+)", folder.name)
     seed = row.get("seed", config.get("seed", int(seed[1]) if seed else 0))
     recipe = str(row.get("recipe") or config.get("name") or folder.parent.name)
@@ -212,30 +110,17 @@ def _lines(path: Path, name: str, notes: list[str]) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            yield parse_row(line)
+        except ValueError:
             damaged += number < len(lines)  # the last line of a killed process may be half of one
-            continue
-        try:
-            yield validated(path, row, _Metrics)
-        except CheckpointError:
-            damaged += 1
     if damaged:
         notes.append(f"{name}: {damaged} damaged line{'s' * (damaged > 1)} of metrics.jsonl left out.")
 
 
 def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    return read_bytes(path).decode(errors="replace") if exists(path) else None
 
 
 def _recipe(path: Path, text: str) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not YAML; the file is damaged") from error
-    return config if isinstance(config, dict) else {}
+    config = parse_yaml(text, path)
+    return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}

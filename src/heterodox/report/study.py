@@ -10,8 +10,9 @@ from typing import Any
 
 from heterodox.comparison.statistics import architecture, architectures, references, table
 from heterodox.core.errors import CheckpointError, RecipeError
-from heterodox.core.files import read_json
-from heterodox.report.read import RUN_FILES, Results, Run, read_run, validated
+from heterodox.core.files import exists, read_json
+from heterodox.core.shapes import RESULTS
+from heterodox.report.read import RUN_FILES, Run, read_run
 
 FORMAT = 1
 
@@ -115,19 +116,17 @@ Found = tuple[dict[str, Any], list[Run], list[tuple[str | None, str]]]
 
 
 def _read_folder(folder: Path) -> Found:
-    if (folder / "results.json").is_file():
-        results = read_json(folder / "results.json")
+    if exists(folder / "results.json"):
+        results = read_json(folder / "results.json", RESULTS)
         if results.get("format") != FORMAT:
             found = f"{folder / 'results.json'} has format {results.get('format')!r}"
             raise CheckpointError(f"{found}; this version of heterodox reads {FORMAT}")
-        validated(folder / "results.json", results, Results)
         rows = results.get("runs", [])
-        bad = [row for row in rows if row.get("recipe") is None or row.get("seed") is None]
-        if bad:
+        if any("recipe" not in row or "seed" not in row for row in rows):
             raise CheckpointError(f"{folder / 'results.json'} lists a run without recipe or seed")
         header = {key: value for key, value in results.items() if key not in ("runs", "table")}
         return header, *_read_runs([(folder / _run_path(row), row) for row in rows])
-    if any((folder / name).is_file() for name in RUN_FILES):
+    if any(exists(folder / name) for name in RUN_FILES):
         return _with_header(*_read_runs([(folder, None)]))
     inside = sorted(path for path in folder.glob("runs/*/seed-*") if path.is_dir())
     if inside:

@@ -6,7 +6,6 @@ one as it was. Each file's SHA-256 is kept beside it: a damaged checkpoint is na
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +13,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from heterodox.core.errors import CheckpointError
+from heterodox.core.files import (
+    clear_temporaries,
+    parse_json,
+    read_text,
+    reading,
+    replacing,
+    require,
+    sha256,
+    sync,
+    writing,
+)
+from heterodox.core.shapes import DOCUMENT, HEAD
 from heterodox.core.state import Tree, join, split
 
 _PARTS = ("model", "state")
@@ -28,25 +39,26 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """The complete checkpoints, oldest first."""
-        found = [path.name for path in self.folder.glob("step-*") if path.is_dir()]
+        with reading(self.folder):
+            found = [path.name for path in self.folder.glob("step-*") if path.is_dir()]
         return sorted((name for name in found if _step(name) >= 0), key=_step)
 
     def save(self, step: int, model: Tree, state: Tree, values: Tree) -> Path:
         """Write the checkpoint of `step` and drop those beyond `keep`. Raises `CheckpointError` if it cannot."""
         target = self.folder / f"step-{step:08d}"
-        temporary = self.folder / f".writing-{target.name}"
         try:
-            self._clear_leftovers()
-            temporary.mkdir(parents=True)
-            self._write(temporary, {"model": model, "state": state}, values)
-            if target.exists():
-                self._drop(target.name)
-            temporary.rename(target)
-            _sync(self.folder)
-            for name in self.names()[: -self.keep]:
-                self._drop(name)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with writing(self.folder):
+                self._clear_leftovers()
+            with replacing(target, folder=True) as temporary:
+                self._write(temporary, {"model": model, "state": state}, values)
+                if target.exists():
+                    for path in temporary.iterdir():
+                        sync(path)
+                    self._drop(target.name)
+            with writing(self.folder):
+                for name in self.names()[: -self.keep]:
+                    self._drop(name)
+        except (CheckpointError, SafetensorError) as error:
             kept = [name for name in self.names() if name != target.name]
             left = f"; {kept[-1]} is intact" if kept else ""
             raise CheckpointError(f"cannot write checkpoint {target}: {error}{left}") from None
@@ -65,7 +77,7 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder} holds no {name!r}; there is {', '.join(names)}")
         try:
             return self._read(self.folder / name)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        except (CheckpointError, OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
             older = names[: names.index(name)]
             offer = f"; go back to the previous one with --checkpoint {older[-1]}" if older else ""
             raise CheckpointError(f"checkpoint {self.folder / name} is damaged: {error}{offer}") from None
@@ -85,23 +97,23 @@ class Checkpoints:
             tensors, document["trees"][part] = split(trees[part])
             path = folder / f"{part}.safetensors"
             save_file({name: t.cpu() for name, t in tensors.items()}, path)
-            document["sha256"][part] = _sha256(path)
-            _sync(path)
+            document["sha256"][part] = sha256(path)
         body = json.dumps(document, indent=1)
-        path = folder / "state.json"
-        path.write_text(json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest()}) + "\n" + body)
-        _sync(path)
-        _sync(folder)
+        head = json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest()})
+        (folder / "state.json").write_text(f"{head}\n{body}")
 
     def _read(self, folder: Path) -> tuple[Tree, Tree, Tree]:
-        head, _, body = (folder / "state.json").read_text().partition("\n")
-        if json.loads(head)["sha256"] != hashlib.sha256(body.encode()).hexdigest():
+        head, _, body = read_text(folder / "state.json").partition("\n")
+        known = parse_json(head)
+        require(HEAD, known)
+        if known["sha256"] != hashlib.sha256(body.encode()).hexdigest():
             raise ValueError("state.json does not match its checksum")
         document = json.loads(body)
+        require(DOCUMENT, document)
         trees: list[Tree] = []
         for part in _PARTS:
             path = folder / f"{part}.safetensors"
-            if _sha256(path) != document["sha256"][part]:
+            if sha256(path) != document["sha256"][part]:
                 raise ValueError(f"{path.name} does not match its checksum")
             trees.append(join(load_file(path), document["trees"][part]))
         return trees[0], trees[1], document["values"]
@@ -116,22 +128,11 @@ class Checkpoints:
         for pattern in (".writing-*", ".dropped-*"):
             for path in self.folder.glob(pattern):
                 shutil.rmtree(path)
+        if self.folder.is_dir():
+            clear_temporaries(self.folder)
 
 
 def _step(name: str) -> int:
     """The step of a checkpoint's name; −1 of a name that no checkpoint has."""
     digits = name.removeprefix("step-")
     return int(digits) if digits.isdecimal() else -1
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

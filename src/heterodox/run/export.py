@@ -1,7 +1,6 @@
 """A run's weights in formats that other programs read."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from heterodox.core.config import Config
 from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.core.files import PathLike, as_path, exists, replacing
 from heterodox.model import GPT
 from heterodox.run.load import TrainedRun, load_run
 from heterodox.run.sparse_file import write_sparse
@@ -20,7 +20,7 @@ Format = Literal["safetensors", "gpt2", "sparse"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 
-def export_run(path: Path, form: str, out: Path, checkpoint: str | None = None) -> Path:
+def export_run(path: PathLike, form: str, out: PathLike, checkpoint: str | None = None) -> Path:
     """Write the run's model to `out`.
 
     - `safetensors`: one file of weights under heterodox's names, the resolved recipe in its metadata.
@@ -30,21 +30,18 @@ def export_run(path: Path, form: str, out: Path, checkpoint: str | None = None) 
     """
     if form not in FORMATS:
         raise RecipeError(f"there is no export format {form!r}; known: {', '.join(FORMATS)}")
-    if out.exists():
+    path, out = as_path(path), as_path(out)
+    if exists(out):
         raise CheckpointError(f"{out} already exists; give another --out")
     run = load_run(path, checkpoint)
     if form == "gpt2":
         _refuse_what_gpt2_lacks(run.recipe.model)
-    temporary = out.with_name(f".writing-{out.name}")
+    write = {"gpt2": _write_gpt2, "safetensors": _write_safetensors, "sparse": write_sparse}[form]
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        {"gpt2": _write_gpt2, "safetensors": _write_safetensors, "sparse": _write_sparse}[form](run, temporary)
-        (temporary if form == "gpt2" else temporary / "weights").rename(out)
-    except (OSError, SafetensorError) as error:
+        with replacing(out, folder=form == "gpt2") as temporary:
+            write(run, temporary)
+    except SafetensorError as error:
         raise CheckpointError(f"cannot write {out}: {error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 
@@ -60,13 +57,9 @@ def _refuse_what_gpt2_lacks(config: Config) -> None:
         raise RecipeError(f"GPT-2 has nothing like the model's {', '.join(on)}; export it as safetensors")
 
 
-def _write_safetensors(run: TrainedRun, folder: Path) -> None:
+def _write_safetensors(run: TrainedRun, file: Path) -> None:
     metadata = {"recipe": json.dumps(run.recipe.dump()), "step": str(run.step)}
-    save_file(_weights(run), folder / "weights", metadata)
-
-
-def _write_sparse(run: TrainedRun, folder: Path) -> None:
-    write_sparse(run, folder / "weights")
+    save_file(_weights(run), file, metadata)
 
 
 def _write_gpt2(run: TrainedRun, folder: Path) -> None:

@@ -1,25 +1,24 @@
 """A run's folder: what lies where, written so that a reader never sees half a file."""
 
 import fcntl
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from heterodox.core.errors import CheckpointError
-from heterodox.core.files import LARGEST, read_json, there, write_atomically, writing
+from heterodox.core.files import clear_temporaries, exists, read_json, read_yaml, write_atomically, write_json, writing
+from heterodox.core.shapes import SUMMARY
 from heterodox.log.jsonl import read_rows
 from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.interrupt import PARENT
 
-OURS = (
+PARTS = (
     "manifest.json", "metrics.jsonl", "summary.json", "samples.json", "scores.json", "checkpoints", "tokenizer",
+    "tensorboard", "results.json", "sweep.json", "runs",
 )  # fmt: skip
-"""What lies in a run folder besides its recipe."""
+"""What lies in the folder of a run or of a comparison besides `recipe.yaml`."""
 
 FREE = ("description", "tuning", "log", "run.threads", "run.keep_checkpoints", "data.cache")
 """What does not change how a run goes on."""
@@ -41,34 +40,32 @@ class RunFolder:
         return self.path / "tokenizer"
 
     def exists(self) -> bool:
-        """Return whether there is a run.
-
-        Raises `CheckpointError` for a folder that has lost its `recipe.yaml`: it may be a run, and is not to be written
-        over.
-        """
-        if there(self.path / "recipe.yaml"):
-            return True
-        found = sorted(name for name in OURS if there(self.path / name))
-        if found:
-            raise CheckpointError(
-                f"{self.path} holds {', '.join(found)} and no recipe.yaml: a run that has lost it, or another's files; "
-                "put it back, or pass another --out"
-            )
-        return False
+        return exists(self.path / "recipe.yaml")
 
     def require_whole(self) -> None:
-        """Raise `CheckpointError` for a run that has trained, and has lost its metrics or all its checkpoints."""
+        """Raise `CheckpointError` where parts of a run are there and others are missing."""
+        there = [name for name in PARTS if exists(self.path / name)]
         if not self.exists():
+            if there:
+                raise CheckpointError(
+                    f"{self.path} holds {there[0]}, but no recipe.yaml: if it is a run, put its recipe.yaml back; "
+                    "otherwise pass another --out"
+                )
             return
-        begun = any(row["step"] > 0 for row in read_rows(self.metrics)) or there(self.path / "summary.json")
-        kept = self.checkpoints.names()
-        if begun and not kept:
+        try:
+            summary = self.read_summary() or {}
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; remove the file to go on without it") from None
+        names = self.checkpoints.names()
+        trained = max([summary.get("steps") or 0, *(row["step"] for row in read_rows(self.metrics))])
+        if trained and not names:
             raise CheckpointError(
-                f"{self.path} has trained, and its checkpoints are gone: it cannot go on; pass another --out"
+                f"{self.path} holds a run that has trained, but {self.checkpoints.folder} has no checkpoint: put it "
+                "back, or pass another --out to begin again"
             )
-        if kept and not there(self.metrics):
+        if names and not exists(self.metrics):
             raise CheckpointError(
-                f"{self.path} has checkpoints, and its metrics.jsonl is gone: put it back, or pass another --out"
+                f"{self.path} holds a run with checkpoints, but no metrics.jsonl: put it back, or pass another --out"
             )
 
     def create(self) -> None:
@@ -94,37 +91,30 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if os.environ.get(PARENT) else fcntl.LOCK_NB))
             except OSError:
                 raise CheckpointError(f"another process is training in {self.path}") from None
+            with writing(self.path):
+                clear_temporaries(self.path)
             yield
 
     def read_recipe(self) -> dict[str, Any]:
         """The resolved recipe. Raises `CheckpointError` if this is no run folder, or the file is damaged."""
         path = self.path / "recipe.yaml"
-        try:
-            if path.stat().st_size > LARGEST:
-                raise CheckpointError(f"{path} is damaged: it has {path.stat().st_size} bytes")
-            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise CheckpointError(f"{self.path} is not a run folder: it has no recipe.yaml") from None
-        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"cannot read {path}: {reason}") from None
-        if not isinstance(recipe, dict):
+        if not exists(path):
+            raise CheckpointError(f"{self.path} is not a run folder: it has no recipe.yaml")
+        recipe = read_yaml(path)
+        if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
             raise CheckpointError(f"{path} is damaged: it holds no recipe")
         return recipe
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Return `summary.json`, or None where there is none. Raises `CheckpointError` for one that is damaged."""
-        summary = read_json(self.path / "summary.json")
-        lacking = [key for key in ("status", "corpus_sha256") if summary and key not in summary]
-        if lacking:
-            raise CheckpointError(f"{self.path / 'summary.json'} is damaged: it has no {lacking[0]}")
-        return summary
+        """`summary.json`, or None where there is none. Raises `CheckpointError` if it is damaged."""
+        path = self.path / "summary.json"
+        return read_json(path, SUMMARY) if exists(path) else None
 
     def write_text(self, name: str, text: str) -> None:
         write_atomically(self.path / name, text)
 
     def write_json(self, name: str, value: Mapping[str, Any] | list[Any]) -> None:
-        self.write_text(name, json.dumps(value, indent=1, allow_nan=False) + "\n")
+        write_json(self.path / name, value)
 
 
 def first_difference(

@@ -1,11 +1,11 @@
 """Text from a trained run."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from heterodox.core.errors import RecipeError
+from heterodox.core.files import PathLike, as_path, reading
 from heterodox.core.rng import Streams
 from heterodox.data.tokenizer.base import continuation
 from heterodox.model import generate
@@ -14,7 +14,7 @@ from heterodox.run.sparse_file import read_sparse
 
 
 def generate_run(
-    path: Path,
+    path: PathLike,
     prompt: str,
     num_tokens: int,
     *,
@@ -33,11 +33,14 @@ def generate_run(
     """
     if not temperature >= 0:
         raise RecipeError(f"temperature is {temperature}, expected 0 or more")
+    path = as_path(path)
     if top_p is not None and not 0 < top_p <= 1:
         raise RecipeError(f"top-p is {top_p}, expected above 0 and at most 1")
-    if checkpoint is not None and path.is_file():
+    with reading(path):
+        single = path.is_file()
+    if checkpoint is not None and single:
         raise RecipeError(f"{path} is a file, which holds no checkpoints: leave out --checkpoint, or name a run folder")
-    run = read_sparse(path, device) if path.is_file() else load_run(path, checkpoint, device)
+    run = read_sparse(path, device) if single else load_run(path, checkpoint, device)
     start = [int(token) for token in run.tokenizer.encode(prompt)]
     if not start:
         raise RecipeError("the prompt is empty; give --prompt at least one character")

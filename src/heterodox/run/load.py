@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heterodox.core.errors import CheckpointError, RecipeError
-from heterodox.core.files import expand
+from heterodox.core.files import PathLike, as_path, require
 from heterodox.core.protocols import LanguageModel
+from heterodox.core.shapes import VALUES
 from heterodox.core.state import Tree, restore
 from heterodox.data import load_tokenizer
 from heterodox.data.tokenizer import Tokenizer
@@ -28,21 +29,31 @@ class TrainedRun:
     corpus_sha256: str
 
 
-def load_run(path: str | Path, checkpoint: str | None = None, device: str = "cpu") -> TrainedRun:
+def load_run(path: PathLike, checkpoint: str | None = None, device: str = "cpu") -> TrainedRun:
     """The run in folder `path` at `checkpoint`, by default the latest; the model is in eval mode.
 
     Raises `CheckpointError` for a folder that is no run, or whose checkpoint is missing or damaged.
     """
-    path = expand(path)
-    folder = RunFolder(path)
+    folder = RunFolder(as_path(path))
     try:
         recipe = check(folder.read_recipe())
     except RecipeError as error:
-        raise CheckpointError(f"cannot use {path / 'recipe.yaml'}: {error}") from None
+        raise CheckpointError(f"cannot use {folder.path / 'recipe.yaml'}: {error}") from None
     weights, state, values = folder.checkpoints.load(checkpoint)
+    require_run(folder.path, state, values)
     tokenizer = load_tokenizer(folder.tokenizer)
     model = build_model(recipe, tokenizer.vocab_size, choose_device(device))
     restore(dict(model.state_dict()), weights, "weight")
     model.eval()
     step, corpus = values["progress"]["step"], values["corpus_sha256"]
     return TrainedRun(folder, recipe, tokenizer, model, state["learner"], state["loader"], step, corpus)
+
+
+def require_run(path: Path, state: Tree, values: Tree) -> None:
+    """Raise `CheckpointError` unless these come from the checkpoint of a run."""
+    try:
+        require(VALUES, values)
+        if not (isinstance(state.get("learner"), dict) and isinstance(state.get("loader"), dict)):
+            raise ValueError("it lacks the state of the learner or of the loader")
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint of {path} is damaged: {error}") from None

@@ -1,14 +1,15 @@
 """The alignment of a trained run's rule with the exact gradient."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from heterodox.core.comm import Solo
 from heterodox.core.errors import CheckpointError
+from heterodox.core.files import PathLike
 from heterodox.core.rng import Streams
+from heterodox.core.state import restoring
 from heterodox.core.types import Alignment
 from heterodox.learner import Gradient
 from heterodox.probe import alignment, exact_gradients
@@ -16,7 +17,7 @@ from heterodox.run.load import load_run
 from heterodox.run.session import build_learner, supply_of
 
 
-def probe_run(path: Path, checkpoint: str | None = None, num_batches: int = 1) -> list[dict[str, Any]]:
+def probe_run(path: PathLike, checkpoint: str | None = None, num_batches: int = 1) -> list[dict[str, Any]]:
     """Cosine, norm ratio and sign agreement of the run's rule with the exact gradient, by parameter.
 
     Means over the next `num_batches` training batches; None where a measure is undefined on each of them.
@@ -31,10 +32,12 @@ def probe_run(path: Path, checkpoint: str | None = None, num_batches: int = 1) -
     learner = build_learner(run.recipe, run.model, comm, supply, dataset.tokenizer.fingerprint)
     if not isinstance(learner, Gradient):
         raise CheckpointError(f"{path} is a run of the learner {run.recipe.learner.name}: it has no signal to compare")
-    learner.load_state(run.learner_state)
+    with restoring(run.folder.path):
+        learner.load_state(run.learner_state)
     run.model.train()
     loader = supply("train", run.recipe.rating.drawn(run.recipe.run.batch_size))
-    loader.load_state(run.loader_state)
+    with restoring(run.folder.path):
+        loader.load_state(run.loader_state)
     reports: list[Alignment] = []
     for index in range(num_batches):
         batch = loader.next_batch()

@@ -5,6 +5,7 @@ from pathlib import Path
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from heterodox.core.errors import CheckpointError
+from heterodox.core.files import as_path
 from heterodox.core.services import SavedRun
 from heterodox.data import load_tokenizer
 from heterodox.run.folder import RunFolder
@@ -15,10 +16,10 @@ def open_run(path: Path) -> SavedRun:
 
     Raises `CheckpointError` for a folder that is no run, or whose checkpoint is missing or damaged.
     """
-    folder = RunFolder(path.expanduser())
+    folder = RunFolder(as_path(path))
     recipe = folder.read_recipe()
     with unset_fake_temporarily():  # a plan asks, too
         _, state, _ = folder.checkpoints.load()
-    if "learner" not in state:
+    if not isinstance(state.get("learner"), dict):
         raise CheckpointError(f"{path} holds nothing that a learner remembers")
     return SavedRun(recipe, state["learner"], load_tokenizer(folder.tokenizer).fingerprint)

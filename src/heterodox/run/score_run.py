@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.core.files import PathLike, as_path
 from heterodox.core.types import Batch
 from heterodox.data import Dataset, Split, Windows
-from heterodox.data.scores import best, write_scores
+from heterodox.data.scores import best, require_scores, write_scores
 from heterodox.data.tokenizer.base import FILE_NAME
 from heterodox.meta.auc import auc_by_kind
 from heterodox.meta.load import load_rater, rater_options, rater_section
@@ -29,13 +30,13 @@ Score = Callable[[Batch], Tensor]
 
 
 def score_run(
-    path: Path,
-    out: Path,
+    path: PathLike,
+    out: PathLike,
     *,
     overrides: Iterable[str] = (),
     split: str = "train",
     keep: float | None = None,
-    index: Path | None = None,
+    index: PathLike | None = None,
     noisy: bool = False,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -46,6 +47,10 @@ def score_run(
     an AUC by kind. Raises `RecipeError` for other overrides or data of another tokenizer, `CorpusError`
     or `CheckpointError` for what cannot be read or written.
     """
+    path, out, index = as_path(path), as_path(out), None if index is None else as_path(index)
+    for file in (out, index):
+        if file is not None:
+            require_scores(file)
     changes = list(overrides)
     stray = [change for change in changes if change.partition("=")[0].split(".")[0] != "data"]
     if stray:

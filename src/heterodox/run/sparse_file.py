@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from heterodox.core.errors import CheckpointError, RecipeError
+from heterodox.core.errors import CheckpointError, CorpusError, RecipeError
+from heterodox.core.files import PathLike, as_path, parse_json, reading
 from heterodox.core.protocols import LanguageModel
 from heterodox.core.state import restore
 from heterodox.data.tokenizer import Tokenizer, parse
@@ -73,27 +74,28 @@ def write_sparse(run: TrainedRun, path: Path) -> None:
     save_file(tensors, path, facts)
 
 
-def read_sparse(path: Path, device: str = "cpu") -> SparseModel:
+def read_sparse(path: PathLike, device: str = "cpu") -> SparseModel:
     """The model in a sparse file, its matrices as wide as the recipe has them.
 
     Raises `CheckpointError` if it is no such file, or a damaged one.
     """
+    path = as_path(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with reading(path), safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping: it cannot be iterated)
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from None
     if facts.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no sparse model: its format is {facts.get('format')!r}, expected {FORMAT!r}")
     try:
         return _assemble(facts, tensors, device)
-    except (KeyError, ValueError, RuntimeError, IndexError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, RecipeError, CorpusError) as error:
         raise CheckpointError(f"{path} is damaged: {type(error).__name__}, {error}") from None
 
 
 def _assemble(facts: Mapping[str, str], tensors: Mapping[str, Tensor], device: str) -> SparseModel:
-    recipe, tokenizer = check(json.loads(facts["recipe"])), parse(facts["tokenizer"])
+    recipe, tokenizer = check(parse_json(facts["recipe"])), parse(facts["tokenizer"])
     model = build_model(recipe, tokenizer.vocab_size, choose_device(device))
     state = dict(model.state_dict())
     alive = {
@@ -110,8 +112,9 @@ def _assemble(facts: Mapping[str, str], tensors: Mapping[str, Tensor], device: s
     return SparseModel(recipe, tokenizer, model.eval(), masks, alive, int(facts["step"]))
 
 
-def describe_sparse(path: Path) -> dict[str, Any]:
+def describe_sparse(path: PathLike) -> dict[str, Any]:
     """Bytes, connections and dead units of the sparse file at `path`, and the bytes of the weights in dense form."""
+    path = as_path(path)
     with safe_open(path, framework="pt") as file:
         summary = json.loads(file.metadata()["summary"])
     return {"bytes": path.stat().st_size} | summary

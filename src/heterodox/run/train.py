@@ -12,7 +12,7 @@ import torch
 
 from heterodox.core.comm import Comm, connect
 from heterodox.core.errors import CheckpointError
-from heterodox.core.files import writing
+from heterodox.core.files import PathLike, as_path, writing
 from heterodox.core.protocols import LanguageModel
 from heterodox.data.tokenizer.base import continuation
 from heterodox.log.jsonl import MetricsFile
@@ -41,7 +41,7 @@ class Run:
 
 def train(
     recipe: Recipe,
-    out: Path,
+    out: PathLike,
     *,
     resume: bool = False,
     checkpoint: str | None = None,
@@ -56,6 +56,7 @@ def train(
         raise CheckpointError(f"checkpoint {checkpoint!r} is only for going on: pass --resume too")
     if recipe.log.tensorboard:
         require_tensorboard()
+    out = as_path(out)
     source = commit()
     set_threads(recipe.run.threads)
     device = choose_device(recipe.run.device)
@@ -78,9 +79,10 @@ def train(
                 stack.enter_context(folder.lock())
             if _check_folder(folder, recipe, resume, checkpoint) != going_on:
                 raise CheckpointError(f"another process has just trained in {folder.path}; look at what it left")
-            folder.checkpoints.drop_after(trainer.progress.step)
-            trainer.recorder.observers = _observers(folder, recipe, trainer.progress.step, observers, stack)
+            if going_on:
+                folder.checkpoints.drop_after(trainer.progress.step)
             _describe(folder, recipe, session)
+            trainer.recorder.observers = _observers(folder, recipe, trainer.progress.step, observers, stack)
         comm.barrier()
         with Interrupt() as interrupt:
             status = trainer.run(interrupt)
@@ -96,6 +98,7 @@ def train(
 
 def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool, checkpoint: str | None) -> bool:
     """Whether to go on from a checkpoint there. Refuses to overwrite a run, or to go on with another recipe."""
+    folder.require_whole()
     if not folder.exists():
         if checkpoint is not None:
             raise CheckpointError(f"{folder.path} holds no run, so there is no checkpoint {checkpoint!r}")
@@ -110,7 +113,6 @@ def _check_folder(folder: RunFolder, recipe: Recipe, resume: bool, checkpoint: s
             f"{folder.path} holds a run of another recipe: {key} is {there!r} there and {here!r} here; "
             "pass another --out"
         )
-    folder.require_whole()
     return bool(folder.checkpoints.names()) or checkpoint is not None
 
 

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 
 from heterodox.core.errors import CheckpointError
-from heterodox.core.state import map_tensors, restore
+from heterodox.core.state import map_tensors, restore, restoring
 from heterodox.core.types import Diagnosis
 from heterodox.run.budget import Progress, lr_scale
 from heterodox.run.config import Budget
 from heterodox.run.evaluation import bits_per_byte, evaluate
 from heterodox.run.folder import RunFolder
 from heterodox.run.interrupt import Interrupt
+from heterodox.run.load import require_run
 from heterodox.run.recorder import REMEDIES, Diverged, Observer, Recorder, finite
 from heterodox.run.session import Session
 
@@ -179,14 +180,16 @@ class Trainer:
         """
         model, state, values = self.folder.checkpoints.load(name)
         self._note_changes(values)
+        require_run(self.folder.path, state, values)
         self._require("corpus", values["corpus_sha256"], self.session.dataset.corpus_sha256)
         for key, sha256 in values.get("inputs", {}).items():  # checkpoints had none at first
             self._require(key, sha256, self.session.inputs.get(key, sha256))
         restore(dict(self.session.model.state_dict()), model, "weight")
         device = self.session.device
-        self.session.learner.load_state(map_tensors(state["learner"], lambda tensor: tensor.to(device)))
-        self.session.loader.load_state(state["loader"])
-        self.progress = Progress(**values["progress"])
+        with restoring(self.folder.path):
+            self.session.learner.load_state(map_tensors(state["learner"], lambda tensor: tensor.to(device)))
+            self.session.loader.load_state(state["loader"])
+            self.progress = Progress(**values["progress"])
         self.activation_bytes = values["activation_bytes"]
         self.wall_seconds = values["wall_seconds"]
         self.val_loss, self.evaluated_step = values["val_loss"], values["evaluated_step"]

@@ -102,24 +102,24 @@ def test_where_nothing_finishes_there_is_no_best(tmp_path):
 
 def test_an_interrupted_sweep_names_no_best_and_goes_on(tmp_path):
     short = rule("backprop")
-    (tmp_path / "best").mkdir()
-    (tmp_path / "best" / "backprop.yaml").write_text("name: backprop  # the best of an earlier call\n")
+    Sweep([short], {"update.lr": [1e-3]}, tmp_path, jobs=1).run()
+    assert (tmp_path / "best" / "backprop.yaml").exists()
     asked: list[int] = []
 
     def watch(jobs, seconds):
-        if not asked and jobs[0].status == "finished":  # nothing is started before the next look for a signal
+        if not asked and jobs[1].status == "finished":  # nothing is started before the next look for a signal
             asked.append(signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
-    both = {"update.lr": [1e-3, 1e-2]}
-    stopped = Sweep([short], both, tmp_path, jobs=1).run(watch)
+    values = {"update.lr": [1e-3, 1e-2, 1e-4]}
+    stopped = Sweep([short], values, tmp_path, jobs=1).run(watch)
     assert stopped["interrupted"] == signal.SIGINT
     (entry,) = stopped["rules"]
-    assert [(trial["failed"], trial["unfinished"]) for trial in entry["trials"]] == [(0, 0), (0, 1)]
+    assert [(trial["failed"], trial["unfinished"]) for trial in entry["trials"]] == [(0, 0), (0, 0), (0, 1)]
     assert (entry["best"], entry["file"]) == (None, None)
     assert not (tmp_path / "best" / "backprop.yaml").exists(), "the best of fewer trials is not left to be taken"
     assert {"1 unfinished", "the same command goes on from here"} <= shown(stopped, tmp_path)
-    (entry,) = Sweep([short], both, tmp_path, jobs=1).run()["rules"]
+    (entry,) = Sweep([short], values, tmp_path, jobs=1).run()["rules"]
     assert entry["best"] == {"update.lr": 1e-2}
 
 

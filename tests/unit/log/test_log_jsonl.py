@@ -29,9 +29,7 @@ def test_rows_come_back_by_kind(path):
     assert list(read_rows(path.with_name("none.jsonl"))) == []
 
 
-@pytest.mark.parametrize(
-    "rest", [b'{"kind": "train", "st', b'{"kind": "train", "step": 15}', b"\0\0\0\n", b"[1]\n", b"7\n"]
-)
+@pytest.mark.parametrize("rest", [b'{"kind": "train", "st', b'{"kind": "train", "step": 15}', b"\0\0\0\n", b"\n"])
 def test_what_a_crash_left_of_a_line_is_skipped(path, rest):
     with path.open("ab") as file:
         file.write(rest)
@@ -42,6 +40,16 @@ def test_what_a_crash_left_of_a_line_is_skipped(path, rest):
     metrics.close()
     assert [row["step"] for row in read_rows(path)] == [5, 5, 10, 10, 11]
     assert path.read_bytes().count(b"\n") == 5
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"7", b"{", b'{"kind": "eval"}', b'{"kind": "eval", "step": "5"}', b"\xff"])
+def test_a_line_that_no_run_writes_is_named_and_nothing_is_lost(path, line):
+    rest = path.read_bytes()
+    path.write_bytes(rest + line + b"\n" + rest)
+    with pytest.raises(CheckpointError, match=f"{path} is damaged in line 5: "):
+        MetricsFile(path, 10)
+    assert path.read_bytes() == rest + line + b"\n" + rest
+    assert len(last_rows(path)) == 8
 
 
 def test_going_on_drops_the_rows_of_later_steps(path):

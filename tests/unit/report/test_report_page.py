@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from heterodox.core.errors import CheckpointError
-from heterodox.report import write_report
+from heterodox.report import write_markdown, write_report
 from tests.unit.report.synthetic_study import FINAL, write_run, write_study
 
 
@@ -160,10 +160,20 @@ def test_different_corpora_are_a_warning(tmp_path: Path):
 def test_the_page_is_replaced_in_one_step(folder: Path, tmp_path: Path):
     out = tmp_path / "deep/er/report.html"
     assert write_report([folder], out) == out
-    out.write_text("old")
+    page = out.read_text()
+    out.write_text(page.replace("<h1>", "<h1>old "))
     write_report([folder], out)
-    assert out.read_text().startswith("<!doctype html>")
+    assert out.read_text() == page
     assert [path.name for path in out.parent.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize("write", [write_report, write_markdown], ids=["page", "tables"])
+def test_what_is_no_report_is_not_replaced(write, folder: Path, tmp_path: Path):
+    out = tmp_path / "notes.md"
+    out.write_text("my notes")
+    with pytest.raises(CheckpointError, match=r"notes.md is there already and is no report"):
+        write(folder, out)
+    assert out.read_text() == "my notes"
 
 
 def test_an_unwritable_place_is_one_line(folder: Path, tmp_path: Path):

@@ -147,12 +147,12 @@ def test_no_folder_at_all():
     ("file", "text", "message"),
     [
         ("results.json", "{", "cannot read"),
-        ("results.json", "[]", "expected dict"),
+        ("results.json", "[]", "expected a dict"),
         ("results.json", '{"format": 2}', "has format 2; this version of heterodox reads 1"),
         ("results.json", '{"format": 1, "runs": [{"seed": 0}]}', "without recipe or seed"),
         ("results.json", '{"format": 1, "runs": []}', "nothing to report"),
         ("runs/backprop/seed-0/manifest.json", "{", "cannot read"),
-        ("runs/backprop/seed-0/samples.json", "{}", "expected list"),
+        ("runs/backprop/seed-0/samples.json", "{}", "expected a list"),
         ("runs/backprop/seed-0/recipe.yaml", "a: [", "not YAML"),
     ],
 )

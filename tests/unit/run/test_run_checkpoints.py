@@ -151,9 +151,9 @@ STAGES = [
     ("pathlib.Path.mkdir", 1, "the folder"),
     ("heterodox.run.checkpoint.save_file", 1, "the weights"),
     ("heterodox.run.checkpoint.save_file", 2, "the state"),
-    ("heterodox.run.checkpoint._sync", 1, "syncing the weights"),
+    ("heterodox.core.files.sync", 1, "syncing the weights"),
     ("pathlib.Path.write_text", 1, "the JSON"),
-    ("heterodox.run.checkpoint._sync", 3, "syncing the JSON"),
+    ("heterodox.core.files.sync", 3, "syncing the JSON"),
     ("pathlib.Path.rename", 1, "the name"),
 ]
 

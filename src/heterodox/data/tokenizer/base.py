@@ -10,6 +10,7 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 
 from heterodox.core.errors import CorpusError
+from heterodox.core.files import write_atomically
 
 FILE_NAME = "tokenizer.json"
 Ids = Sequence[int] | Integer[np.ndarray, " tokens"] | Integer[Tensor, " tokens"]
@@ -49,8 +50,7 @@ class Tokenizer(ABC):
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` into `folder`, which is made if need be."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE_NAME).write_text(self.dumps(), encoding="utf-8")
+        write_atomically(folder / FILE_NAME, self.dumps())
 
 
 def continuation(tokenizer: Tokenizer, prompt: Sequence[int], written: Sequence[int]) -> str:

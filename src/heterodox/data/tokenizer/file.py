@@ -1,13 +1,13 @@
 """Any `tokenizer.json`: of the `tokenizers` library, or saved by one of our own runs."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from heterodox.core import config
 from heterodox.core.errors import CheckpointError, CorpusError
+from heterodox.core.files import parse_json, read_text
 from heterodox.core.slot import Slot
 from heterodox.data.tokenizer.base import FILE_NAME, Tokenizer
 from heterodox.data.tokenizer.byte import Byte
@@ -59,17 +59,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """What `Tokenizer.save` wrote into `folder`. Raises CheckpointError if it is missing or damaged."""
     path = folder / FILE_NAME
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return parse(read_text(path))
+    except (CheckpointError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"cannot load the tokenizer {path}: {error}") from error
 
 
 def parse(text: str) -> Tokenizer:
     """The inverse of `Tokenizer.dumps`. Raises ValueError if `text` is not a tokenizer."""
-    try:
-        description = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    description = parse_json(text)
     match description:
         case {"heterodox": "byte"}:
             return Byte()
