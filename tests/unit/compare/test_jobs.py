@@ -122,13 +122,13 @@ def test_how_a_process_ends_is_told(tmp_path):
     assert ended(quiet).message == f"it said nothing (exit code 3; see {quiet.log})"
 
 
-def test_a_damaged_summary_is_no_summary(tmp_path):
+def test_a_damaged_summary_is_named(tmp_path):
     job = Job(tiny_recipe(), RunFolder(tmp_path))
     (tmp_path / "recipe.yaml").write_text(tiny_recipe().to_yaml())
     for text in ("", "{", "[1]"):
         (tmp_path / "summary.json").write_text(text)
-        job.find("abc")
-        assert job.status == "waiting"
+        with pytest.raises(CheckpointError, match=r"summary\.json: .*; remove the file to go on without it"):
+            job.find("abc")
     summary = {"status": "finished", "message": None, "val_loss": 1.5, "corpus_sha256": "abc"}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     job.find("abc")

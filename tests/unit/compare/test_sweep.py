@@ -104,6 +104,8 @@ def test_an_interrupted_sweep_names_no_best_and_goes_on(tmp_path):
     long = rule("backprop").model_copy(update={"run": tiny_recipe(run=RUN | {"budget": {"steps": 200}}).run})
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "backprop.yaml").write_text("name: backprop  # the best of an earlier call\n")
+    before = {"format": 1, "rules": [{"recipe": "backprop", "file": "best/backprop.yaml"}]}
+    (tmp_path / "sweep.json").write_text(json.dumps(before))
     asked: list[int] = []
 
     def watch(jobs, seconds):
