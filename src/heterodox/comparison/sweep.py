@@ -81,14 +81,14 @@ class Sweep:
         kept = ("seeds", "corpus", "versions", "device", "created", "command", "interrupted", "elapsed_seconds")
         found = {"format": 1, "search": self.search, "overrides": self.overrides, "rules": rules}
         found |= {key: results[key] for key in kept}
-        write_json(self.out / "sweep.json", found)  # first: what it names is a sweep's
-        for rule, (_, recipe) in zip(self.rules, answers, strict=True):
-            file = self._file(rule)
+        files = {self._file(rule): recipe for rule, (_, recipe) in zip(self.rules, answers, strict=True)}
+        for file in (file for file, recipe in files.items() if recipe is None):
             with writing(file):
-                if recipe is None:
-                    file.unlink(missing_ok=True)
-                else:
-                    write_atomically(file, write_yaml(recipe))
+                file.unlink(missing_ok=True)
+        write_json(self.out / "sweep.json", found)  # before the files that it names, which are known as a sweep's by it
+        for file, recipe in files.items():
+            if recipe is not None:
+                write_atomically(file, write_yaml(recipe))
         return found
 
     def _file(self, rule: str) -> Path:
@@ -98,7 +98,7 @@ class Sweep:
         """Refuse to replace or remove a recipe that no sweep wrote here."""
         path = self.out / "sweep.json"
         before = read_json(path, SWEEP) if exists(path) else {}
-        known = {rule["recipe"] for rule in before.get("rules", [])}
+        known = {rule["recipe"] for rule in before.get("rules", []) if rule.get("file")}
         for rule in self.rules:
             if rule not in known and exists(self._file(rule)):
                 raise CheckpointError(f"{self._file(rule)} is not from a sweep in {self.out}; pass another --out")

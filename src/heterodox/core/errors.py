@@ -6,9 +6,16 @@ The command line prints the message and exits with code 2. A bug is an `assert`,
 import difflib
 from collections.abc import Iterable
 
+MOST_CHARACTERS = 2000
+"""Of a message; what is quoted in it may be of any length."""
+
 
 class HeterodoxError(Exception):
     """Any error that the user can mend."""
+
+    def __str__(self) -> str:
+        text, half = super().__str__(), MOST_CHARACTERS // 2
+        return text if len(text) <= MOST_CHARACTERS else f"{text[:half]} … {text[-half:]}"
 
 
 class RecipeError(HeterodoxError):

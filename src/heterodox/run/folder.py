@@ -52,6 +52,10 @@ class RunFolder:
                     "otherwise pass another --out"
                 )
             return
+        for name in there:
+            if exists(self.path / name) and (self.path / name).is_dir() == ("." in name):
+                kind = "folder, expected a file" if "." in name else "file, expected a folder"
+                raise CheckpointError(f"{self.path / name} is a {kind}; move it away, or pass another --out")
         try:
             summary = self.read_summary() or {}
         except CheckpointError as error:
