@@ -11,8 +11,10 @@ from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.update import Sparse
 from heterodox.update.sparse.masks import Masks
+from heterodox.update.sparse.newborn import first_values
 from heterodox.update.sparse.schedule import Schedule, cubic
 from heterodox.update.sparse.sparsae.bounds import Bounds, BoundsOptions
+from heterodox.update.sparse.sparsae.config import SparsaeOptions
 from heterodox.update.sparse.sparsae.prefetch import Prefetch
 from heterodox.update.sparse.sparsae.proxy import Proxy, ProxyOptions, layer_activities, unevenness
 from heterodox.update.sparse.sparsae.reset import ResetOptions, Resets
@@ -250,3 +252,23 @@ def connected(**section):
 def test_what_the_model_cannot_bear_is_refused_with_numbers(section, said):
     with pytest.raises(RecipeError, match=said):
         connected(**section)
+
+
+def test_a_reset_is_several_times_a_child_in_every_event_of_a_run():
+    """Unless it is told a share of its own."""
+    options = SparsaeOptions(every=10)
+    for step in range(0, 700, 10):
+        share = options.decayed(options.mutation, step, 1000)
+        child = round(share * 10_000)
+        assert options.reset.count(child, 10_000) >= min(2 * child, 10_000)
+    assert ResetOptions(factor=5).count(2_000, 6_000) == 6_000
+    assert ResetOptions(fraction=0.2).count(child=3_000, every=10_000) == 2_000
+
+
+@pytest.mark.parametrize(("initial", "share"), [("he", 1.0), ("small", 0.1)])
+def test_the_first_values_have_the_standard_deviation_that_is_documented(initial, share):
+    masks = Masks({"w": torch.Size([400, 100])})
+    masks.draw([20_000], Streams(0))
+    entries = masks.flat.nonzero().squeeze(1)
+    values = first_values(entries, masks, [20_000], initial, torch.Generator().manual_seed(1))
+    assert float(values.std()) == pytest.approx(share * math.sqrt(2 / (100 * 0.5)), rel=0.02)

@@ -14,6 +14,8 @@ from heterodox.update.sparse.masks import Masks
 
 Initial = Literal["zero", "small", "he"]
 SMALL = 0.1  # of He's standard deviation
+TRUNCATED = 0.8796256610342398
+"""The standard deviation of a normal distribution that is cut off at two of its own."""
 
 
 class BurnIn(config.Config):
@@ -32,8 +34,9 @@ def first_values(
 ) -> Float[Tensor, " n"]:
     """Values for the connections at these flat positions, where each layer has `counts` active ones.
 
-    `he` is a normal distribution, cut off at two standard deviations, of std √(2 / (fan_in · density)); `small` a tenth
-    of it. Reference: He, Zhang, Ren and Sun, "Delving deep into rectifiers", ICCV 2015.
+    `he` is a normal distribution, cut off at two standard deviations and widened so that what is left has a standard
+    deviation of √(2 / (fan_in · density)); `small` is a tenth of it. Reference: He, Zhang, Ren and Sun, "Delving deep
+    into rectifiers", ICCV 2015.
     """
     if initial == "zero":
         return torch.zeros(len(entries), device=entries.device)
@@ -42,7 +45,7 @@ def first_values(
         for shape, numel, count in zip(masks.shapes.values(), masks.sizes, counts, strict=True)
     ]
     drawn = torch.empty(len(entries))
-    torch.nn.init.trunc_normal_(drawn, a=-2.0, b=2.0, generator=generator)
+    torch.nn.init.trunc_normal_(drawn, a=-2.0, b=2.0, generator=generator).div_(TRUNCATED)
     scale = torch.tensor(stds, device=entries.device)[masks.layers(entries)]
     return drawn.to(entries.device) * scale * (SMALL if initial == "small" else 1.0)
 

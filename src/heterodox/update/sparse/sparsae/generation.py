@@ -110,7 +110,7 @@ class Generation:
     def _swap(self, reset: bool, growth: str, scope: str, first: bool, generator: torch.Generator) -> Swap:
         masks, bounds = self.sight.masks, self.bounds
         if reset:
-            count = round(self.options.reset.fraction * sum(masks.counts()))
+            count = self.options.reset.count(self.total, sum(masks.counts()))
             return swap(masks, bounds, self._pools, min(count, most(masks, bounds)), generator)
         drop_first = self._favoured(self.options.drop, scope, True)
         grow_first = self._favoured(growth, scope, first)

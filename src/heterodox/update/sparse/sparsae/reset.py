@@ -19,8 +19,17 @@ class ResetOptions(config.Config):
     boosted: float = Field(0.1, ge=0, le=1, description="the same while the run stagnates")
     boosts: int = Field(2, ge=0, description="events for which a stagnation boosts it")
     patience: int = Field(5, ge=1, description="events without a new lowest loss that make a stagnation")
-    fraction: float = Field(0.2, gt=0, le=1, description="share of the connections that a reset swaps, anywhere")
+    factor: float = Field(3.0, ge=1, description="times as many connections as an ordinary child swaps, anywhere")
+    fraction: float | None = Field(
+        None, gt=0, le=1, description="instead: this share of the connections, however few a child swaps by then"
+    )
     batch: int = Field(32, ge=1, description="windows of the meta split that stagnation is measured on")
+
+    def count(self, child: int, every: int) -> int:
+        """Return how many connections a reset swaps, of `every`, where an ordinary child swaps `child`."""
+        if self.fraction is not None:
+            return round(self.fraction * every)
+        return min(round(self.factor * child), every)
 
 
 class Resets:

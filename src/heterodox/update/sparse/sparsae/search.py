@@ -92,7 +92,7 @@ class Sparsae(Topology):
             require_one("mutation", options.mutation, sum(counts), "in all")
         else:
             require_one("mutation", options.mutation, max(counts), "of the largest layer")
-        if options.reset.probability or options.reset.boosted:
+        if options.reset.fraction is not None and (options.reset.probability or options.reset.boosted):
             require_one("reset.fraction", options.reset.fraction, sum(counts), "in all")
         return counts
 
