@@ -45,6 +45,15 @@ class Uneven(Protocol):
 class Preparing(Protocol):
     """A rating that does something of its own before the first step, which `Costly.cost` then charges."""
 
+    def prepare(self) -> bool:
+        """Do a piece of it; return whether there is more to come."""
+        ...
+
+    @property
+    def prepared_whole(self) -> bool:
+        """Whether this is a good moment for a checkpoint of what is prepared so far."""
+        ...
+
     def upfront(self) -> Cost:
         """What is yet to be done costs this rank; works on fake tensors."""
         ...

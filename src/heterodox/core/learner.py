@@ -46,6 +46,18 @@ class Learner(Stateful, Protocol):
         """Bring freshly drawn weights to where learning starts from; what is resumed is overwritten later."""
         ...
 
+    def prepare(self) -> bool:
+        """Do a piece of what comes before the first step, so short that a signal may wait for it.
+
+        Returns whether there is more.
+        """
+        ...
+
+    @property
+    def prepared_whole(self) -> bool:
+        """Whether this is a good moment for a checkpoint of what is prepared so far."""
+        ...
+
     def step(
         self, batch: Batch, *, lr_scale: float = 1.0, probe: bool = False, dropout_seed: int | None = None
     ) -> StepReport:

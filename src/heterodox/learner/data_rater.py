@@ -120,6 +120,13 @@ class DataRater:
     def begin(self) -> None:
         pass
 
+    def prepare(self) -> bool:
+        return False
+
+    @property
+    def prepared_whole(self) -> bool:
+        return True
+
     def remarks(self) -> list[str]:
         return []
 

@@ -91,6 +91,13 @@ class Gradient:
         if self._evolving:
             self._evolving.begin()
 
+    def prepare(self) -> bool:
+        return rated.prepare(self.rating)
+
+    @property
+    def prepared_whole(self) -> bool:
+        return rated.prepared_whole(self.rating)
+
     @property
     def num_masked(self) -> int:
         """Weights that the update holds at zero."""

@@ -42,3 +42,13 @@ def held_bytes(rating: Rating, batch: Batch) -> int:
 def diagnose(rating: Rating) -> Diagnosis:
     """What went wrong in that."""
     return rating.diagnose() if isinstance(rating, Preparing) else Diagnosis()
+
+
+def prepare(rating: Rating) -> bool:
+    """Do a piece of what comes before the first step; return whether there is more."""
+    return rating.prepare() if isinstance(rating, Preparing) else False
+
+
+def prepared_whole(rating: Rating) -> bool:
+    """Return whether this is a good moment for a checkpoint of that."""
+    return rating.prepared_whole if isinstance(rating, Preparing) else True

@@ -1,5 +1,6 @@
 """A rater trained from beginning to end within another run."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from heterodox.core.errors import RecipeError
 from heterodox.core.protocols import Stateless
 from heterodox.core.services import Services
+from heterodox.core.state import Tree
 from heterodox.core.types import Batch, Cost
 from heterodox.meta.memory import window_bytes
 from heterodox.meta.options import MetaOptions
@@ -50,7 +52,7 @@ def inner_adamw(options: TrainOptions, model: nn.Module) -> InnerAdamW:
 
 
 def rater_bytes(options: TrainOptions, services: Services, rater: Rater, weighting: ScoreWeighting, like: Batch) -> int:
-    """The most bytes that `train_rater` will hold for a way back, with windows as wide as `like`; changes nothing."""
+    """The most bytes that `RaterTraining` will hold for a way back, with windows as wide as `like`; changes nothing."""
     model = duplicate(services.model)
     update = inner_adamw(options, model)
 
@@ -64,15 +66,33 @@ def rater_bytes(options: TrainOptions, services: Services, rater: Rater, weighti
     return window_bytes(options, model, losses, rater, weigh, update, start, like)
 
 
-def train_rater(options: TrainOptions, services: Services) -> tuple[dict[str, Tensor], Cost, float]:
-    """The averaged rater's weights by name, what this rank has spent on them, and how far an adjoint grew at most.
+class RaterTraining:
+    """A rater's training from beginning to end, a step of the inner models (or the end of a round) at a time."""
 
-    Raises `RecipeError` where a gradient or the rater is not finite: it would score nothing.
-    """
-    trainer = MetaTrainer(options, services, TokenLoss(), inner_adamw(options, services.model))
-    total = Cost()
-    while trainer.rounds < options.rounds:
+    def __init__(self, options: TrainOptions, services: Services) -> None:
+        self.options = options
+        self.trainer = MetaTrainer(options, services, TokenLoss(), inner_adamw(options, services.model))
+        self.spent = Cost()
+        """What this rank has spent so far."""
+
+    @property
+    def done(self) -> bool:
+        return self.trainer.rounds >= self.options.rounds
+
+    @property
+    def between_rounds(self) -> bool:
+        return self.trainer.ticks == 0
+
+    @property
+    def growth(self) -> float:
+        """How far an adjoint grew at most."""
+        return self.trainer.growth
+
+    def step(self) -> None:
+        """Take a step. Raises `RecipeError` where a gradient or the rater is not finite: it would score nothing."""
+        trainer, options = self.trainer, self.options
         found = trainer.step()
+        self.spent += found.cost
         where = f"round {trainer.rounds} of rating.train"
         if not found.grad_norm.isfinite():
             raise RecipeError(
@@ -82,5 +102,14 @@ def train_rater(options: TrainOptions, services: Services) -> tuple[dict[str, Te
             )
         if not trainer.average.isfinite().all():
             raise RecipeError(f"the rater is not finite behind {where}; lower rating.train.lr {options.lr:g}")
-        total += found.cost
-    return trainer.average_by_name(), total, trainer.growth
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the averaged rater's weights by name."""
+        return self.trainer.average_by_name()
+
+    def state(self) -> Tree:
+        return {"trainer": self.trainer.state(), "spent": asdict(self.spent)}
+
+    def load_state(self, tree: Tree) -> None:
+        self.trainer.load_state(tree["trainer"])
+        self.spent = Cost(**tree["spent"])

@@ -8,6 +8,7 @@ as they are. With `train` instead, the rater is meta-trained within this run, be
 charged for it: every token and every FLOP. Reference: Calian et al., "DataRater: Meta-learned dataset curation", 2025.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from heterodox.meta.load import load_rater, rater_fingerprint, rater_options
 from heterodox.meta.options import surrogates, too_wide
 from heterodox.meta.population import check_population
 from heterodox.meta.rater import Rater, build_rater
-from heterodox.meta.session import TrainOptions, rater_bytes, train_rater
+from heterodox.meta.session import RaterTraining, TrainOptions, rater_bytes
 from heterodox.meta.weighting import ScoreWeighting
 from heterodox.rating.base import KEEP, RatingConfig, num_drawn
 from heterodox.rating.filtering import Filter
@@ -92,6 +93,7 @@ class DataRater(Filter):
         self.train = train
         self.trained = train is None
         self.growth = 1.0
+        self.training: RaterTraining | None = None
         self._owed = Cost()
 
     def connect(self, services: Services) -> None:
@@ -115,7 +117,8 @@ class DataRater(Filter):
         self.weigh = ScoreWeighting(options.weighting)
 
     def score(self, batch: Batch) -> Float[Tensor, " batch"]:
-        self._train_once()
+        while self.prepare():
+            pass
         with torch.no_grad():
             return self.network(batch.inputs)
 
@@ -156,20 +159,43 @@ class DataRater(Filter):
         window = self.train.backprop_steps if self.train else 0
         return explosion(growth, window, "shorten rating.train.backprop_steps or lower rating.train.inner_lr")
 
-    def _train_once(self) -> None:
+    def prepare(self) -> bool:
+        """Take a step of the rater's training; return whether there is more of it to come."""
         if self.trained:
-            return
+            return False
+        training = self._training()
+        training.step()
+        if training.done:
+            restore(dict(self.network.named_parameters()), training.weights(), "rater parameter")
+            self._owed, self.growth = training.spent, training.growth
+            self.training, self.trained = None, True
+        return not self.trained
+
+    @property
+    def prepared_whole(self) -> bool:
+        """Whether the training stands between two rounds."""
+        return self.training is None or self.training.between_rounds
+
+    def _training(self) -> RaterTraining:
         assert self.train is not None
-        weights, self._owed, self.growth = train_rater(self.train, self.services)
-        restore(dict(self.network.named_parameters()), weights, "rater parameter")
-        self.trained = True
+        if self.training is None:
+            self.training = RaterTraining(self.train, self.services)
+        return self.training
 
     def state(self) -> Tree:
         if self.train is None:
             return {}
-        return {"trained": self.trained, "growth": self.growth, "rater": dict(self.network.state_dict())}
+        tree: Tree = {"trained": self.trained, "growth": self.growth, "rater": dict(self.network.state_dict())}
+        if self.training is not None:
+            tree["training"] = self.training.state()
+        if self.trained and self._owed != Cost():  # its cost is charged in the first step
+            tree["owed"] = asdict(self._owed)
+        return tree
 
     def load_state(self, tree: Tree) -> None:
         if self.train is not None:
             restore(dict(self.network.named_parameters()), tree.get("rater", {}), "rater parameter")
             self.trained, self.growth = bool(tree["trained"]), float(tree["growth"])
+            self._owed = Cost(**tree.get("owed", {}))
+            if "training" in tree:
+                self._training().load_state(tree["training"])

@@ -59,7 +59,7 @@ class Trainer:
     def _loop(self, interrupt: Interrupt) -> Status:
         config, progress = self.session.recipe.run, self.progress
         began = time.perf_counter() - self.wall_seconds
-        interrupted = False
+        interrupted = progress.step == 0 and self._prepare(interrupt)
         while progress.spent(config.budget) < 1 and not interrupted:
             self._step()
             interrupted = self.session.comm.any(interrupt.received is not None)
@@ -84,6 +84,19 @@ class Trainer:
         session.loader.load_state({"position": 0})
         self.activation_bytes = session.learner.held_bytes(batch)
         self._checkpoint()
+
+    def _prepare(self, interrupt: Interrupt) -> bool:
+        """Do what the learner does before its first step, with checkpoints; return whether a signal has stopped it."""
+        learner, more, interrupted = self.session.learner, True, False
+        while more and not interrupted:
+            began = self._now()
+            more = learner.prepare()
+            self.progress.seconds += self._agreed(self._now() - began)
+            if more:  # else the first step comes now, and a signal is seen behind it
+                interrupted = self.session.comm.any(interrupt.received is not None)
+                if interrupted or learner.prepared_whole:
+                    self._checkpoint()
+        return interrupted
 
     def _step(self) -> None:
         session, config = self.session, self.session.recipe.run
