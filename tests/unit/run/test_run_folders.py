@@ -93,7 +93,7 @@ def test_a_damaged_file_stops_a_resume_before_anything_is_lost(name, run):
 
 
 def test_what_interrupted_writes_left_is_cleared(run):
-    left = [run / f".summary.json.dead{TEMPORARY}", run / "checkpoints" / f".step-00000009.dead{TEMPORARY}"]
+    left = [run / f".scores.json.dead{TEMPORARY}", run / "checkpoints" / f".step-00000009.dead{TEMPORARY}"]
     left[0].write_text("half")
     left[1].mkdir()
     shutil.rmtree(run / "checkpoints" / "step-00000002")
