@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from heterodox.comparison.study import Study
@@ -220,7 +221,7 @@ def damage(folder: Path, draw: random.Random) -> str:
     path = draw.choice(among)
     try:
         kind(path, draw)
-    except (ValueError, LookupError, TypeError, AttributeError):  # damaged before
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError):  # damaged before
         return "nothing"
     return f"{kind.__name__} {path.relative_to(folder)}"
 

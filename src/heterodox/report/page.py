@@ -43,9 +43,11 @@ def write_report(folders: PathLike | Sequence[PathLike], out: PathLike, rules: S
 
 def require_page(out: Path, mark: bytes = PAGE) -> None:
     """Raise `CheckpointError` where writing to `out` would replace what is no report."""
+    if not exists(out):
+        return
     if out.is_dir():
         raise CheckpointError(f"cannot write {out}: it is a folder")
-    if exists(out) and mark not in read_bytes(out)[:4000]:
+    if mark not in read_bytes(out)[:4000]:
         raise CheckpointError(f"{out} is there already and is no report of heterodox; pass another --out")
 
 

@@ -1,6 +1,8 @@
 """Nothing is overwritten that a run did not write, and no run begins again in silence."""
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ from heterodox.comparison.study import Study
 from heterodox.comparison.sweep import Sweep
 from heterodox.core.errors import CheckpointError
 from heterodox.core.files import TEMPORARY
+from heterodox.report import write_report
 from heterodox.run.export import export_run
 from heterodox.run.folder import PARTS
+from heterodox.run.load import load_run
 from heterodox.run.score_run import score_run
 from heterodox.run.train import train
 from tests.command import heterodox, recipe_file, refused
@@ -89,7 +93,7 @@ def test_a_damaged_file_stops_a_resume_before_anything_is_lost(name, run):
 
 
 def test_what_interrupted_writes_left_is_cleared(run):
-    left = [run / f".summary.json.dead{TEMPORARY}", run / "checkpoints" / f".step-00000009.dead{TEMPORARY}"]
+    left = [run / f".scores.json.dead{TEMPORARY}", run / "checkpoints" / f".step-00000009.dead{TEMPORARY}"]
     left[0].write_text("half")
     left[1].mkdir()
     shutil.rmtree(run / "checkpoints" / "step-00000002")
@@ -144,3 +148,39 @@ def test_scores_and_exports_replace_nothing_of_others(trained, tmp_path):
     assert contents(tmp_path) == {str(mine): b"mine"}
     scores = tmp_path / "scores.parquet"
     assert score_run(trained, scores, split="val") == score_run(trained, scores, split="val")
+
+
+@pytest.fixture
+def nobody(tmp_path) -> Iterator[Path]:
+    """A folder that this process may not enter."""
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield locked
+    if root:
+        os.seteuid(0)
+    locked.chmod(0o700)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_no_permission_on_out(resume, nobody):
+    for write in (
+        lambda: train(RECIPE, nobody / "run", resume=resume),
+        lambda: load_run(nobody / "run"),
+        lambda: write_report(nobody / "run", nobody / "page.html"),
+        lambda: export_run(nobody / "run", "safetensors", nobody / "weights"),
+        lambda: score_run(nobody / "run", nobody / "scores"),
+        lambda: Study([RECIPE], nobody / "study", num_seeds=1).run(),
+        lambda: Sweep([RECIPE], {"update.lr": [1e-3, 1e-2]}, nobody / "sweep").run(),
+    ):
+        with pytest.raises(CheckpointError, match=r"cannot (read|write) .*: Permission denied"):
+            write()
+
+
+def test_a_name_that_no_folder_can_have(tmp_path):
+    for name in ("n" * 256, "a\0b"):
+        with pytest.raises(CheckpointError):
+            train(RECIPE, tmp_path / name)

@@ -70,9 +70,7 @@ def parse(text: str) -> Tokenizer:
     match description:
         case {"heterodox": "byte"}:
             return Byte()
-        case {"heterodox": "char", "characters": str(characters)} if characters and len(set(characters)) == len(
-            characters
-        ):
+        case {"heterodox": "char", "characters": str(characters)} if 0 < len(characters) == len(set(characters)):
             return Char(characters)
         case {"heterodox": str(name)} if (part := _OUTSIDE.get(name)) is not None:
             if not hasattr(part, "parse"):
