@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from heterodox.api import expand
 from heterodox.core.errors import RecipeError
 from heterodox.recipe import check, load_recipe, merge, read
 from tests.tiny import tiny_recipe
@@ -202,3 +203,112 @@ def test_every_recipe_of_the_project_is_valid():
         data.setdefault("name", path.stem)
         names.append(f"{path.parent}/{check(data).name}")
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "Book #1.txt",
+        "1984",
+        "2024-01-01",
+        "yes",
+        "1e3",
+        "[draft] x.txt",
+        "@at.txt",
+        "- dash.txt",
+        "Moby Dick: or.txt",
+        "'",
+    ],
+)
+def test_a_path_is_taken_as_it_stands(path):
+    assert load_recipe(tiny_recipe(), [f"data.path={path}"]).data.corpus.path == Path(path)
+    assert load_recipe(tiny_recipe(), [f"run.sampling.prompt={path}"]).run.sampling.prompt == path
+
+
+def test_text_in_quotes_and_null_are_what_yaml_says():
+    assert load_recipe(tiny_recipe(), ["run.sampling.prompt='a: b'"]).run.sampling.prompt == "a: b"
+    assert load_recipe(tiny_recipe(), ["run.sampling.prompt=null"]).run.sampling.prompt is None
+
+
+NAMES = {"my recipe": "my-recipe", "größe test": "grosse-test", "a+b": "a-b", "日本": "recipe"}
+
+
+@pytest.mark.parametrize(("file", "name"), NAMES.items())
+def test_a_recipe_file_of_any_name_gives_a_legal_name(file, name, tmp_path):
+    (tmp_path / f"{file}.yaml").write_text("seed: 1\n")
+    assert load_recipe(tmp_path / f"{file}.yaml").name == name
+
+
+def test_a_later_corpus_wins_over_the_path_of_a_recipe(tmp_path):
+    (tmp_path / "base.yaml").write_text("data: {path: a.txt}\n")
+    for overrides in (["data.corpus.name=grammar", "data.corpus.length=5000"], ["data.corpus=stdlib"]):
+        assert load_recipe(tmp_path / "base.yaml", overrides).data.corpus.name in ("grammar", "stdlib")
+    assert load_recipe(tmp_path / "base.yaml", ["data.corpus.path=b.txt"]).data.corpus.path == Path("b.txt")
+    assert load_recipe(tmp_path / "base.yaml", ["data.corpus.field=body"]).data.corpus.field == "body"
+    (tmp_path / "top.yaml").write_text("base: base.yaml\ndata: {corpus: {name: grammar}}\n")
+    assert load_recipe(tmp_path / "top.yaml").data.corpus.name == "grammar"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["data.path=a.txt", "data.corpus.name=grammar"], "data.corpus.name=grammar is another corpus"),
+        (["data.path=a.txt", "data.corpus.path=b.txt"], "both say which file to read"),
+        (["run.budget.steps=5", "run.budget.tokens=100"], "a run has one budget"),
+        (["credit=backprop", "credit.name=head_only"], "name two parts"),
+    ],
+)
+def test_overrides_that_contradict_each_other_are_refused(overrides, reason):
+    for order in (overrides, overrides[::-1]):
+        with pytest.raises(RecipeError, match=re.escape(reason)):
+            load_recipe(tiny_recipe(), order)
+
+
+HOSTILE = {
+    "cycle": ("tuning: &a {trials: 1, searched: {x: [*a]}}\n", "it refers to itself"),
+    "bomb": (
+        "tuning:\n  trials: 1\n  note: x\n  searched:\n    a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+        + "".join(f"    a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)),
+        "it holds more than 100000 values",
+    ),
+    "deep": ("seed: " + "[" * 5000, "it is nested too deeply"),
+    "digits": ("run: {budget: {steps: " + "9" * 400 + "}}\n", "too large for anything"),
+    "keys": ("".join(f"key{n}: 1\n" for n in range(20_000)), "unknown key 'key0'"),
+    "binary": ("a: \x00", "characters that YAML does not take"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_made_to_break_a_reader_is_one_line(name, tmp_path):
+    content, reason = HOSTILE[name]
+    (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(RecipeError, match=reason) as error:
+        load_recipe(tmp_path / "recipe.yaml")
+    assert len(str(error.value)) < 500
+
+
+def test_a_file_that_is_no_recipe_is_not_printed(tmp_path):
+    (tmp_path / "key").write_text("-----BEGIN KEY-----\nc2VjcmV0: [\n-----END KEY-----\n")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(tmp_path / "key")
+    assert "c2VjcmV0" not in str(error.value)
+
+
+def test_a_long_chain_of_bases_is_refused(tmp_path):
+    for number in range(60):
+        (tmp_path / f"{number}.yaml").write_text(f"base: {number + 1}.yaml\n")
+    (tmp_path / "60.yaml").write_text("seed: 1\n")
+    with pytest.raises(RecipeError, match="a chain of more than 50 bases"):
+        load_recipe(tmp_path / "0.yaml")
+    assert load_recipe(tmp_path / "20.yaml").seed == 1
+
+
+def test_a_shipped_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("quick/direct_feedback").name == "direct_feedback"
+    assert Path(expand(["quick"])[0]).stem == "backprop"
+    with pytest.raises(RecipeError, match="did you mean the shipped recipe 'quick/direct_feedback'"):
+        load_recipe("quick/direct_fedback")
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "direct_feedback").write_text("seed: 7\n")
+    assert load_recipe("quick/direct_feedback").seed == 7, "a file of one's own goes before"

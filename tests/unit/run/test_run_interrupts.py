@@ -5,12 +5,15 @@ import os
 import signal
 
 import pytest
+import torch
 
 from heterodox.log.progress import TrainingProgress
 from heterodox.run.checkpoint import Checkpoints
 from heterodox.run.interrupt import PARENT, Interrupt
+from heterodox.run.train import train
 from tests.command import heterodox, recipe_file
 from tests.saved import assert_same_bits, tensors, timeless
+from tests.tiny import tiny_recipe
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +134,34 @@ def test_a_second_signal_stops_at_once_but_an_echo_of_the_first_does_not(monkeyp
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_resumed_run_goes_on_with_the_threads_that_it_began_with(tmp_path, monkeypatch):
+    """Bits depend on them: a machine with more cores, or another number of jobs, must not change a run."""
+    free = {"threads": None, "budget": {"steps": 4}, "sampling": {"tokens": 0}}
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        first = train(tiny_recipe(run=free), tmp_path / "run").summary
+        torch.set_num_threads(1)
+        longer = tiny_recipe(run=free | {"budget": {"steps": 6}, "schedule": "cosine"})
+        second = train(longer, tmp_path / "run", resume=True).summary
+        assert (first["threads"], second["threads"], torch.get_num_threads()) == (2, 2, 2)
+        third = train(tiny_recipe(run=free | {"threads": 1, "budget": {"steps": 8}}), tmp_path / "run", resume=True)
+        assert "run.threads is 1 and the run began with 2: its bits will differ" in third.summary["warnings"][-2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_another_budget_says_what_becomes_of_the_learning_rate(tmp_path):
+    def warnings(steps: int, **run: object) -> list[str]:
+        recipe = tiny_recipe(run={"budget": {"steps": steps}, "sampling": {"tokens": 0}} | run)
+        return train(recipe, tmp_path / str(run), resume=True).summary["warnings"]
+
+    assert warnings(6) == []
+    (said,) = warnings(12)
+    assert said.startswith("step 6: the budget is 12 steps now, so the cosine of the learning rate is laid anew")
+    assert "the next step is at 0.550 of the full rate, not at 0.100" in said
+    assert warnings(12)[1:] == [], "nothing is left of the budget, and nothing is to be said"
+    assert warnings(3)[1:] == ["step 12: the budget of 3 steps is spent already, at step 12: nothing more is trained"]
+    assert warnings(6, schedule="constant") == warnings(12, schedule="constant") == []
