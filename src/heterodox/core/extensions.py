@@ -135,6 +135,13 @@ class StructuralUpdate(Update, Protocol):
         """Be told what the clip multiplied that signal by."""
         ...
 
+    def rehearse(self) -> int:
+        """Take the state that it has after the first change of structure; works on fake tensors.
+
+        Returns the bytes that it holds besides its state.
+        """
+        ...
+
     def changes(self, step: int) -> bool:
         """Whether the structure may change in step number `step`, counted from 0."""
         ...

@@ -31,10 +31,11 @@ def foretell(
     if isinstance(update, StructuralUpdate):
         update.still = True  # what an event decides depends on numbers, and here are none
     update.apply(parameters | signal.own_parameters, grads | signal.own_grads, 1.0)
+    beside_state = update.rehearse() if isinstance(update, StructuralUpdate) else 0
     sizes = {
         "weights": _bytes(dict(model.state_dict())),
         "signal": _bytes(grads),
-        "update_state": _bytes(update.state()),
+        "update_state": _bytes(update.state()) + beside_state,
         "rule_state": rule_state,
         **({"objective_state": _bytes(objective.state())} if isinstance(objective, EvolvingObjective) else {}),
         "activations": held,

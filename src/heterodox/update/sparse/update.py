@@ -208,6 +208,13 @@ class Sparse:
         generator = self.streams.generator("rule", "first values", self.step, name)
         return first_values(grown, self.masks, self.masks.counts(), self.new_weights, generator)
 
+    @torch.no_grad()
+    def rehearse(self) -> int:
+        if self.topology.schedule is not None:
+            for name, view in self.masks.views.items():
+                self.around.forget(name, torch.zeros_like(view))
+        return sum(factor.nbytes for factor in self._factors.values())
+
     def changes(self, step: int) -> bool:
         return self._due(step + 1)
 
