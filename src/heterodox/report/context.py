@@ -106,8 +106,8 @@ def _sample(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _commits(study: Study) -> list[str]:
-    """Where the runs' code comes from; `not recorded` for those that do not say."""
-    found = list(dict.fromkeys(run.summary.get("commit") for run in study.runs))
+    """Return where the code of the runs that have ended comes from; `not recorded` for those that do not say."""
+    found = list(dict.fromkeys(run.summary.get("commit") for run in study.runs if run.finished))
     return [commit or "not recorded" for commit in found]
 
 
