@@ -11,8 +11,8 @@ from heterodox.run.plan import plan
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scale.md"
-SPEED = 4e14
-"""FLOPs per second that hours are given for: 40 % of what an H100 is specified for in bfloat16 (989 T, dense)."""
+SPEEDS = {"bfloat16": 4e14, "float32": 2.7e13}
+"""FLOPs per second that hours are given for: 40 % of an H100's specification (989 T dense, and 67 T)."""
 PARTS = {
     "weights": ("weights",),
     "signal and update": ("signal", "update_state", "inner_models", "rater"),
@@ -27,11 +27,11 @@ END = "<!-- end of the tables -->\n"
 
 def main() -> None:
     plans = {path.stem: planned(path) for path in map(Path, expand([ROOT / "recipes" / "scale"]))}
-    costs = ["recipe", "parameters", "not masked", "steps", "tokens", "FLOPs", "hours"]
+    costs = ["recipe", "precision", "parameters", "not masked", "steps", "tokens", "FLOPs", "hours"]
     memory = ["recipe", *PARTS]
     text = "\n".join([
-        f"Planned on {datetime.date.today()}; hours at {SPEED / 1e12:.0f} T FLOPs per second, "
-        "40 % of the dense bfloat16 peak of an H100.\n",
+        f"Planned on {datetime.date.today()}; hours at {SPEEDS['bfloat16'] / 1e12:.0f} T FLOPs per second in bfloat16 "
+        f"and {SPEEDS['float32'] / 1e12:.0f} T in float32, 40 % of the peaks of an H100.\n",
         *table(costs, [[f"`{name}`", *cost_cells(found)] for name, found in plans.items()]), "",
         *table(memory, [[f"`{name}`", *memory_cells(found)] for name, found in plans.items()]), "",
     ])  # fmt: skip
@@ -43,18 +43,20 @@ def main() -> None:
 def planned(path: Path) -> dict[str, Any]:
     """The plan of a recipe with its own vocabulary and model, but on bytes of the embedded corpus."""
     size = load_recipe(path).data.tokenizer.vocab_size
-    return plan(load_recipe(path, ["data.corpus.name=stdlib", "data.tokenizer.name=byte", f"model.vocab_size={size}"]))
+    recipe = load_recipe(path, ["data.corpus.name=stdlib", "data.tokenizer.name=byte", f"model.vocab_size={size}"])
+    return plan(recipe) | {"precision": recipe.run.precision}
 
 
 def cost_cells(found: dict[str, Any]) -> list[str]:
     masked = found["active_parameters"] != found["parameters"]
     return [
+        found["precision"],
         units.count(found["parameters"]),
         units.count(found["active_parameters"]) if masked else "",
         f"{found['steps']:,}",
         units.count(found["tokens"] + found["meta_tokens"]),
         f"{found['flops']:.2e}",
-        units.number(found["flops"] / SPEED / 3600, 2),
+        units.number(found["flops"] / SPEEDS[found["precision"]] / 3600, 2),
     ]
 
 

@@ -102,6 +102,20 @@ BAD = dedent('''\
             return signal
 
 
+    class Coarse(FeedbackAlignment):
+        """Reads the head's signal off what a small change of the head does."""
+
+        def signal(self, model, batch, *given):
+            signal = super().signal(model, batch, *given)
+            with torch.no_grad():
+                before, kept = model(batch.inputs), model.head.weight.clone()
+                model.head.weight.mul_(1.001)
+                change = (model(batch.inputs) - before).float().flatten(0, 1)
+                model.head.weight.copy_(kept)
+                signal.grads["head.weight"] = change.T @ model.features(batch.inputs).float().flatten(0, 1)
+            return signal
+
+
     class Stubborn(FeedbackAlignment):
         """Has the same feedback at every seed."""
 
@@ -138,7 +152,7 @@ BAD = dedent('''\
         rule.Config = Config
 
 
-    for _rule in (Liar, Cheap, Restless, Forgetful, Deaf, Hasty, Buggy, Idle, Counting, Stubborn, Averaging):
+    for _rule in (Liar, Cheap, Restless, Forgetful, Deaf, Hasty, Buggy, Idle, Counting, Coarse, Stubborn, Averaging):
         _part(_rule)
 ''')
 CAUGHT = {
@@ -150,6 +164,7 @@ CAUGHT = {
     "counting": ("resumes_to_the_same_bits", "a resumed run and a whole one: "),
     "deaf": ("weights_examples", "the loss is "),
     "hasty": ("leaves_the_weights_to_the_update", "the weights after a signal and before: 1 of "),
+    "coarse": ("keeps_its_signal_in_bfloat16", "the cosine of head.weight in bfloat16 and in float32 is "),
     "idle": ("moves_all_but_the_frozen", "but moved: False"),
 }
 

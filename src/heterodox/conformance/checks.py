@@ -13,12 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from heterodox.conformance.memory import remembers_what_it_needs, resume_needs_the_rules_state
-from heterodox.conformance.one_signal import SYMBOLS, changed, one_signal, shortened
+from heterodox.conformance.one_signal import ALONE, SYMBOLS, changed, one_signal, shortened
 from heterodox.conformance.saved import require_same_bits, tensors, timeless
+from heterodox.conformance.tiny import tiny_batch
 from heterodox.conformance.violation import require
 from heterodox.core.comm import Solo
 from heterodox.core.errors import RecipeError
-from heterodox.core.types import ORIGINS
+from heterodox.core.types import ORIGINS, Signal
 from heterodox.objective import CrossEntropy
 from heterodox.probe import exact_gradients
 from heterodox.recipe import Recipe
@@ -141,6 +142,39 @@ def can_be_planned(recipe: Recipe, folder: Path) -> None:
     plan(recipe)
 
 
+def keeps_its_signal_in_bfloat16(recipe: Recipe, folder: Path) -> None:
+    """Its signal has a cosine of 0.99 with float32's for every parameter, or the recipe refuses bfloat16."""
+    plain = changed(recipe, **ALONE, run={"precision": "float32"})
+    try:
+        short = changed(plain, run={"precision": "bfloat16"})
+    except RecipeError:
+        return
+    for step, pair in enumerate(zip(_signals(plain), _signals(short), strict=True)):
+        whole, rounded = (signal.grads for signal in pair)
+        for name, gradient in whole.items():
+            if torch.equal(gradient, rounded[name]):
+                continue
+            cosine = float(torch.cosine_similarity(gradient.flatten(), rounded[name].flatten(), dim=0))
+            require(
+                cosine >= LEAST_COSINE,
+                f"the cosine of {name} in bfloat16 and in float32 is {cosine:.3f} at signal {step}: compute what is "
+                "small within `with model.full_precision():` and say so in `Config.in_float32`, or refuse the "
+                "precision in `Config.refusals`",
+            )
+
+
+LEAST_COSINE = 0.99
+"""Between the signals of one parameter in bfloat16 and in float32."""
+
+
+def _signals(recipe: Recipe) -> list[Signal]:
+    """Two of the rule, one after the other, on the same batch and weights."""
+    model = build_model(recipe, SYMBOLS, "cpu")
+    learner = build_learner(recipe, model, Solo())
+    batch, weights = tiny_batch(16, recipe.model.context, SYMBOLS), torch.ones(16)
+    return [learner.credit.signal(model, batch, weights, CrossEntropy()) for _ in range(2)]
+
+
 CHECKS: dict[str, Check] = {
     check.__name__: check
     for check in (
@@ -152,6 +186,7 @@ CHECKS: dict[str, Check] = {
         weights_examples,
         leaves_the_weights_to_the_update,
         can_be_planned,
+        keeps_its_signal_in_bfloat16,
         remembers_what_it_needs,
         resume_needs_the_rules_state,
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from heterodox.core.protocols import LanguageModel
 from heterodox.meta.steps import Flat
 
 B = TypeVar("B")
@@ -57,6 +58,7 @@ class WeightedLoss(Generic[B]):
 
     `micro_batch` examples go through the model at a time. With a `seed`, every step has dropout masks of its own, the
     same ones whenever that step is computed again. Attention uses the kernel that can be differentiated twice.
+    Autocast is off, around the model and in it: through many steps a derivative keeps no digit of bfloat16.
     """
 
     def __init__(
@@ -147,7 +149,13 @@ class WeightedLoss(Generic[B]):
     @contextmanager
     def _at(self, step: int) -> Iterator[None]:
         devices = [parameter.device for parameter in self.parameters if parameter.is_cuda][:1]
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with ExitStack() as stack:
+            for context in (torch.enable_grad(), sdpa_kernel(SDPBackend.MATH)):
+                stack.enter_context(context)
+            stack.enter_context(torch.autocast(self.parameters[0].device.type, enabled=False))
+            for module in self.model.modules():
+                if isinstance(module, LanguageModel):
+                    stack.enter_context(module.full_precision())
             if self.seed is None:
                 yield
                 return

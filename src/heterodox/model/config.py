@@ -8,6 +8,9 @@ from heterodox.core import config
 from heterodox.model.attention import SigmoidBias, SoftmaxBackward
 from heterodox.model.norm import Backward
 
+CHOOSING = ("mlp_top_k", "residual_top_k", "vq_codes")
+"""Switches that choose what passes on: in bfloat16's few digits they choose otherwise."""
+
 
 class GPTOptions(config.Config):
     """Sizes and switches; every switch's default leaves the plain GPT as it is."""
@@ -68,3 +71,12 @@ class GPTOptions(config.Config):
                 f"softmax_backward centred is not the gradient under dropout, which is {self.dropout}; use fused"
             )
         return self
+
+    def refusals(self, recipe: config.Config) -> list[str]:
+        chosen = [key for key in CHOOSING if getattr(self, key) is not None]
+        if not chosen or recipe.run.precision != "bfloat16":  # pyrefly: ignore[missing-attribute]
+            return []
+        return [
+            f"model.{chosen[0]} is a choice, which comes out otherwise in run.precision bfloat16's 3 digits, and the "
+            "signal with it (its cosine with float32's falls below 0.99); make run.precision float32"
+        ]

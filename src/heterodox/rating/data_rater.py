@@ -55,7 +55,11 @@ class DataRater(Filter):
             return self
 
         def in_float32(self) -> list[str]:
-            return [] if self.train is None else ["the inner models of rating.train and the meta-gradient"]
+            return (
+                []
+                if self.train is None
+                else ["the inner models of rating.train, their optimizer and the meta-gradient"]
+            )
 
         def drawn(self, batch_size: int) -> int:
             return batch_size if self.mode == "reweight" else num_drawn(batch_size, self.keep or KEEP)

@@ -61,8 +61,7 @@ class RunConfig(Config):
     sampling: Sampling = Sampling()  # pyrefly: ignore[missing-argument]
     device: str = Field("auto", pattern=DEVICES, description="auto, cpu, cuda or cuda:N")
     precision: Literal["float32", "bfloat16", "float64"] = Field(
-        "float32",
-        description="bfloat16: autocast, weights stay float32; `plan` names what needs more than that",
+        "float32", description="bfloat16: autocast, weights stay float32 ([what else](#precision))"
     )
     compile: bool = Field(False, description="torch.compile the model")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: PyTorch's choice")

@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from heterodox.core.protocols import LanguageModel
+from heterodox.core.types import Batch
 from heterodox.meta import InnerSGD, meta_gradient
 from heterodox.meta.problem import has_dropout
+from heterodox.objective import CrossEntropy
+from tests.tiny import tiny_batch, tiny_gpt
 
 
 class Bowl(nn.Module):
@@ -47,6 +51,30 @@ def test_dropout_needs_a_seed():
     assert found(seed=1).val_loss > 0
     model.eval()
     assert found().val_loss > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"graphs": 3}, {"micro_batch": 2}], ids=str)
+def test_autocast_is_off_around_the_model_and_in_it(options):
+    def found(inside: torch.dtype | None, outside: bool) -> list[torch.Tensor]:
+        model, weights = tiny_gpt(torch.float32, layers=1), torch.linspace(0.5, 1.5, 4)
+        model.autocast_dtype = inside
+
+        def weighting(batch: Batch) -> torch.Tensor:
+            return weights.clone()
+
+        def losses(model: LanguageModel, batch: Batch) -> torch.Tensor:
+            return CrossEntropy().losses(model(batch.inputs), batch)
+
+        batches = [tiny_batch(seed=seed) for seed in range(4)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=outside):
+            gradient = meta_gradient(model, losses, batches[:3], weighting, batches[3:], InnerSGD(lr=0.1), **options)
+        assert model.autocast_dtype is inside, "it was put back"
+        return [*gradient.weight_grads, *gradient.losses, gradient.val_loss, gradient.state.weights]
+
+    plain = found(None, False)
+    assert all(tensor.dtype == torch.float32 for tensor in plain)
+    assert all(map(torch.equal, plain, found(torch.bfloat16, False)))
+    assert all(map(torch.equal, plain, found(None, True)))
 
 
 def test_what_counts_as_dropout():

@@ -40,7 +40,7 @@ class Sparse:
 
     class Config(SparseOptions):
         def in_float32(self) -> list[str]:
-            return ["what masks are compared by at their events"]
+            return self.topology.in_float32()
 
         def build(self) -> "Sparse":
             return Sparse(

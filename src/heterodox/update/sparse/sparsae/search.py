@@ -46,6 +46,9 @@ class Sparsae(Topology):
     """A (1, λ) evolution strategy over masks, or (1 + λ) under `survival: plus`."""
 
     class Config(SparsaeOptions):
+        def in_float32(self) -> list[str]:
+            return ["the losses and signals that masks are compared by at their events"]
+
         def build(self) -> "Sparsae":
             return Sparsae(self)
 
