@@ -78,6 +78,10 @@ def loss_chart(
     return plain(chart.add_params(shown, zoom))
 
 
+TWO_LINES = "split(replace(datum.label, /^([^_]+_[^_]+_)/, '$1\\n'), '\\n')"
+"""Labels of more than two words on two lines, so that a narrow page cuts none."""
+
+
 def final_chart(recipes: Sequence[str], ordered: Sequence[str], losses: Span) -> dict[str, Any]:
     """Final validation loss of each recipe, `ordered` from top to bottom: seeds, mean and interval.
 
@@ -85,7 +89,9 @@ def final_chart(recipes: Sequence[str], ordered: Sequence[str], losses: Span) ->
     """
     color = alt.Color("recipe:N", scale=alt.Scale(domain=list(recipes)), legend=None)
     y = alt.Y(
-        "recipe:N", sort=list(ordered), axis=alt.Axis(title=None, domain=False, ticks=False, grid=True, labelPadding=8)
+        "recipe:N",
+        sort=list(ordered),
+        axis=alt.Axis(title=None, domain=False, ticks=False, grid=True, labelPadding=8, labelExpr=TWO_LINES),
     )
     scale = alt.Scale(domain=list(losses), zero=False, nice=False)
     title = "validation loss, nats per token"

@@ -137,6 +137,23 @@ def _read_folder(folder: Path) -> Found:
     raise CheckpointError(f"{folder} {found}; give the --out of a comparison or of a training run")
 
 
+def _gathered(notes: Sequence[tuple[str | None, str]]) -> list[tuple[str | None, str]]:
+    """Put what is said of several runs' folders alike into one note: `a/seed-0 and 47 more are missing: …`."""
+    alike: dict[str, list[tuple[str | None, str]]] = {}
+    for name, note in notes:
+        alike.setdefault(note.partition(" is missing: ")[2], []).append((name, note))
+    found = alike.pop("", [])
+    for what, group in alike.items():
+        name, note = group[0]
+        first = note.partition(" is missing: ")[0]
+        found.append(
+            (name, note)
+            if len(group) == 1
+            else (None, f"{first} and {len(group) - 1} more are missing: {what.replace('its ', 'their ')}")
+        )
+    return found
+
+
 def _read_runs(places: Sequence[tuple[Path, dict[str, Any] | None]]) -> tuple[list[Run], list[tuple[str | None, str]]]:
     runs: list[Run] = []
     notes: list[tuple[str | None, str]] = []
@@ -144,7 +161,7 @@ def _read_runs(places: Sequence[tuple[Path, dict[str, Any] | None]]) -> tuple[li
         own: list[str] = []
         runs.append(read_run(path, own, row))
         notes += [(runs[-1].recipe, note) for note in own]
-    return runs, notes
+    return runs, _gathered(notes)
 
 
 def _with_header(runs: list[Run], notes: list[tuple[str | None, str]]) -> Found:
