@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from heterodox.meta import InnerSGD, meta_gradient
-from heterodox.meta.auc import auc_by_kind
+from heterodox.meta.rater import auc_by_kind
 
 ROWS = """
 .###. ..#.. .###. .###. ...#. ##### .###. ##### .###. .###.

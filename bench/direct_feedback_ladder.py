@@ -13,15 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from heterodox.app.recipe import load_recipe
+from heterodox.app.session import Session, open_session
 from heterodox.core.comm import Solo
 from heterodox.credit import DirectFeedback, HeadOnly
-from heterodox.credit.feedback_matrices import draw_feedback
-from heterodox.credit.operation import error_through
-from heterodox.credit.tape import Record, Tape
-from heterodox.recipe import load_recipe
-from heterodox.run.budget import Progress, lr_scale
-from heterodox.run.evaluation import evaluate
-from heterodox.run.session import Session, open_session
+from heterodox.credit.feedback import draw_feedback
+from heterodox.credit.tape import Record, Tape, error_through
+from heterodox.training.evaluation import evaluate
+from heterodox.training.loop import Progress, lr_scale
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "shakespeare" / "direct_feedback.yaml"
 RUNGS = ("head_only", "own", "attention", "shared", "norm", "stream")

@@ -21,15 +21,15 @@ from timing import alternate, ratio
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from heterodox.app.recipe import load_recipe
+from heterodox.app.session import open_session
 from heterodox.core.comm import Solo
 from heterodox.core.protocols import Credit
 from heterodox.core.types import Batch, Cost, Signal
 from heterodox.credit import BPTT, Equilibrium, Implicit
-from heterodox.credit.fixed_point import read_out
+from heterodox.credit.equilibrium.shared import read_out
 from heterodox.model import Equilibrium as Model
 from heterodox.objective import CrossEntropy
-from heterodox.recipe import load_recipe
-from heterodox.run.session import open_session
 
 SETTING = {
     "credit": "equilibrium",

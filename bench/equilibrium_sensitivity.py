@@ -18,13 +18,13 @@ import altair as alt
 import torch
 from torch import Tensor
 
+from heterodox.app.recipe import load_recipe
+from heterodox.app.session import Session, open_session
 from heterodox.core.comm import Solo
 from heterodox.core.types import Batch
 from heterodox.credit import Equilibrium, Implicit
 from heterodox.model import Equilibrium as Model
 from heterodox.objective import CrossEntropy
-from heterodox.recipe import load_recipe
-from heterodox.run.session import Session, open_session
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "equilibrium" / "implicit.yaml"
 DEFAULTS = {"beta": 0.01, "step_size": 0.5, "steps": 20, "nudged_steps": 15}

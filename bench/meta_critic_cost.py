@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heterodox.app.recipe import load_recipe
+from heterodox.app.session import open_session
 from heterodox.core.comm import Solo
+from heterodox.core.memory import activation_bytes
 from heterodox.core.protocols import LanguageModel
 from heterodox.data import Loader
 from heterodox.model import GPT
-from heterodox.probe.memory import activation_bytes
-from heterodox.recipe import load_recipe
-from heterodox.run.session import open_session
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "meta_critic" / "meta_critic.yaml"
 ALONE = "credit.joint_every=null"

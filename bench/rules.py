@@ -10,14 +10,14 @@ import statistics
 import torch
 from timing import alternate, options, random_batches, ratio
 
-from heterodox import catalog
+from heterodox.app import catalog
+from heterodox.app.recipe import load_recipe
+from heterodox.app.session import build_learner, build_model
 from heterodox.core.comm import Solo
 from heterodox.core.errors import RecipeError
+from heterodox.core.memory import activation_bytes
 from heterodox.core.types import Batch
 from heterodox.learner import Gradient
-from heterodox.probe import activation_bytes
-from heterodox.recipe import load_recipe
-from heterodox.run.session import build_learner, build_model
 
 
 def main() -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
+from heterodox.app.export import read_sparse
 from heterodox.core.comm import Solo
 from heterodox.core.protocols import LanguageModel
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.model import GPT
 from heterodox.model.sparse_inference import LayerTiming, for_inference
-from heterodox.run.sparse_file import read_sparse
 from heterodox.update import Sparse
 
 

@@ -22,14 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heterodox.app.recipe import load_recipe
+from heterodox.app.session import Session, open_session
 from heterodox.core.comm import Solo
 from heterodox.core.state import join, split
 from heterodox.core.types import Batch
 from heterodox.objective import CrossEntropy
-from heterodox.recipe import load_recipe
-from heterodox.run.session import Session, open_session
-from heterodox.update.sparse.sparsae.config import SparsaeOptions
-from heterodox.update.sparse.sparsae.generation import Generation
+from heterodox.update.sparse.sparsae import Generation, SparsaeOptions
 from heterodox.update.sparse.topology import Change, Sight
 
 LOOKS = (0, 1, 5, 20, 50, 200)

@@ -18,10 +18,10 @@ import transformers
 from timing import Step, alternate, options, random_batches, ratio
 from torch import Tensor, nn
 
+from heterodox.app.recipe import load_recipe
+from heterodox.app.session import build_learner, build_model
 from heterodox.core.comm import Solo
 from heterodox.core.types import Batch
-from heterodox.recipe import load_recipe
-from heterodox.run.session import build_learner, build_model
 
 OURS = "heterodox"
 LR, BETAS, WEIGHT_DECAY, CLIP = 1e-3, (0.9, 0.99), 0.1, 1.0

@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from heterodox.core import units  # noqa: E402
 from heterodox.core.errors import RecipeError  # noqa: E402
-from heterodox.log import units  # noqa: E402
 from tests.conformance.compositions import compose, parts, two_steps  # noqa: E402
 
 PAGE = ROOT / "docs" / "compositions.md"

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from heterodox.log import units
+from heterodox.core import units
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from heterodox import catalog
+from heterodox.app import catalog
+from heterodox.app.recipe import SLOTS, Recipe
 from heterodox.core.slot import part_config, part_name
-from heterodox.recipe import SLOTS, Recipe
 
 PAGE = Path(__file__).with_name("recipes.md")
 BEGIN, END = "<!-- tables: python docs/make_reference.py -->\n", "<!-- end of tables -->\n"

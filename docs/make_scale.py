@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from heterodox.api import expand
-from heterodox.log import units
-from heterodox.recipe import load_recipe
-from heterodox.run.plan import plan
+from heterodox.app.plan import plan
+from heterodox.app.recipe import load_recipe
+from heterodox.core import units
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scale.md"

@@ -8,16 +8,15 @@ from torch import Tensor
 from heterodox.core.comm import Solo
 from heterodox.core.rng import Streams
 from heterodox.credit import MetaCritic
-from heterodox.credit.meta_critic.forward import main_forward
-from heterodox.credit.meta_critic.layout import Stage
-from heterodox.credit.meta_critic.meta import (
+from heterodox.credit.meta_critic.forward import look, main_forward
+from heterodox.credit.meta_critic.meta_step import (
     critic_gradients,
     leaves_of,
     meta_loss_gradients,
     propose,
     regression_gradients,
 )
-from heterodox.credit.meta_critic.target import look
+from heterodox.credit.meta_critic.networks import Stage
 from heterodox.model import GPT
 from heterodox.objective import CrossEntropy
 from tests.signals import WEIGHTS

@@ -10,9 +10,8 @@ from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.core.types import Batch
 from heterodox.meta.options import MetaOptions
-from heterodox.meta.session import TokenLoss
 from heterodox.meta.steps import InnerSGD
-from heterodox.meta.trainer import MetaTrainer
+from heterodox.meta.training import MetaTrainer, TokenLoss
 from tests.tiny import tiny_batch, tiny_gpt
 
 SMALL: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from heterodox.conformance.saved import require_same_bits, tensors, timeless
+from heterodox.conformance.suite import require_same_bits, tensors, timeless
 
 __all__ = ["assert_same_bits", "tensors", "timeless"]
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from heterodox.recipe import Recipe
+from heterodox.app.recipe import Recipe
 from tests.tiny import tiny_recipe
 
 SMALL = {"layers": 1, "heads": 1, "width": 8}

@@ -9,7 +9,7 @@ from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.core.types import Batch
 from heterodox.credit import Backprop
-from heterodox.learner.gradient import Gradient
+from heterodox.learner.step import Gradient
 from heterodox.model import GPT
 from heterodox.objective import CrossEntropy
 from heterodox.rating import Uniform

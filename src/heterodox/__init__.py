@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from heterodox.api import compare, sweep, train
+    from heterodox.app.load import load_run
+    from heterodox.app.recipe import Recipe, load_recipe
     from heterodox.core.errors import CheckpointError, CorpusError, HeterodoxError, RecipeError
     from heterodox.credit.direct_feedback import direct_gradients
     from heterodox.credit.feedback import feedback_linear, feedback_path
     from heterodox.credit.tape import record_layers
     from heterodox.meta import InnerAdamW, InnerSGD, meta_gradient
     from heterodox.model import LayerNorm, softmax_value
-    from heterodox.recipe import Recipe, load_recipe
     from heterodox.report import write_report
-    from heterodox.run.load import load_run
 
 __version__ = "0.1.0"
 
@@ -31,18 +31,18 @@ _HOMES = {
     "HeterodoxError": "core.errors",
     "InnerAdamW": "meta",
     "InnerSGD": "meta",
-    "LayerNorm": "model.norm",
-    "Recipe": "recipe",
+    "LayerNorm": "model.norms",
+    "Recipe": "app.recipe",
     "RecipeError": "core.errors",
     "compare": "api",
     "direct_gradients": "credit.direct_feedback",
     "feedback_linear": "credit.feedback",
     "feedback_path": "credit.feedback",
-    "load_recipe": "recipe",
-    "load_run": "run.load",
+    "load_recipe": "app.recipe",
+    "load_run": "app.load",
     "meta_gradient": "meta",
     "record_layers": "credit.tape",
-    "softmax_value": "model.softmax_value",
+    "softmax_value": "model.attention",
     "sweep": "api",
     "train": "api",
     "write_report": "report",

@@ -7,10 +7,10 @@ import traceback
 from types import FrameType
 from typing import NoReturn
 
-from heterodox.cli import app
-from heterodox.cli_shared import UsageError, usage_line
+from heterodox.cli.main import app
+from heterodox.cli.shared import UsageError, usage_line
 from heterodox.core.errors import HeterodoxError
-from heterodox.run.interrupt import follow_parent
+from heterodox.training.interrupt import follow_parent
 
 
 def main() -> None:

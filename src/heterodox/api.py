@@ -4,15 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from heterodox.comparison.study import Study, Watch
-from heterodox.comparison.sweep import Sweep
+from heterodox.app.recipe import Recipe, Source, load_recipe, locate, recipes_folder
+from heterodox.app.session import default_folder
+from heterodox.app.train import Run
+from heterodox.app.train import train as train_recipe
 from heterodox.core.errors import RecipeError
 from heterodox.core.files import PathLike, as_path, there
-from heterodox.recipe import Recipe, Source, load_recipe, locate, recipes_folder
-from heterodox.run.recorder import Observer
-from heterodox.run.session import default_folder
-from heterodox.run.train import Run
-from heterodox.run.train import train as train_recipe
+from heterodox.study.study import Study, Watch
+from heterodox.study.sweep import Sweep
+from heterodox.training.recorder import Observer
 
 
 def train(

@@ -3,9 +3,9 @@
 from itertools import product
 from typing import Any
 
-from heterodox import catalog
+from heterodox.app import catalog
+from heterodox.app.recipe import Recipe
 from heterodox.core.errors import RecipeError
-from heterodox.recipe import Recipe
 from tests.tiny import tiny_recipe
 
 LEARNING_RATES = {"sgd": 0.5, "adamw": 1e-2}

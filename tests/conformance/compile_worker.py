@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from heterodox.app.session import build_learner, build_model
 from heterodox.core.comm import Solo
 from heterodox.objective import CrossEntropy
-from heterodox.run.session import build_learner, build_model
 from tests.conformance.combinations import CREDITS, recipe_of
 from tests.switches import CASES, SWITCHES
 from tests.tiny import tiny_batch

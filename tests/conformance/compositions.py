@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from heterodox import catalog
+from heterodox.app import catalog
+from heterodox.app.recipe import Recipe
+from heterodox.app.session import open_session
 from heterodox.core.comm import Solo
 from heterodox.core.types import StepReport
-from heterodox.recipe import Recipe
-from heterodox.run.session import open_session
 from tests.conformance import combinations
 from tests.conformance.combinations import EQUILIBRIUM, UPDATE_VARIANTS
 from tests.tiny import tiny_recipe

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from heterodox.recipe import Recipe
-from heterodox.run.train import train
+from heterodox.app.recipe import Recipe
+from heterodox.app.train import train
 from tests.conformance.combinations import RULES, UPDATE_VARIANTS, UPDATES, recipe_of, runs
 from tests.tiny import tiny_recipe
 from tests.tiny_rater import rater_recipe

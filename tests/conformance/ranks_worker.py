@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
+from heterodox.app.folder import RunFolder
+from heterodox.app.session import open_session
 from heterodox.core.comm import Comm, Solo, connect
 from heterodox.core.state import split
-from heterodox.run.folder import RunFolder
-from heterodox.run.interrupt import Interrupt
-from heterodox.run.session import open_session
-from heterodox.run.trainer import Trainer
+from heterodox.training.interrupt import Interrupt
+from heterodox.training.loop import Trainer
 from tests.conformance.combinations import RESUMING_PAIRS, recipe_of
 
 STEPS = 20
@@ -54,7 +54,7 @@ def stop_together(comm: Comm, folder: Path) -> tuple[int, float]:
     """How far two ranks whose clocks run at different speeds come apart under a budget of seconds: steps, weights."""
     run = {"precision": "float64", "budget": {"seconds": 0.4}, "checkpoint_every": 1000}
     session = open_session(recipe_of("backprop", "adamw", run=run), comm, "cpu")
-    trainer, clock = Trainer(session, RunFolder(folder)), time.perf_counter
+    trainer, clock = Trainer(session, RunFolder(folder).checkpoints), time.perf_counter
     time.perf_counter = lambda: (1 + 2 * comm.rank) * clock()
     try:
         assert trainer.run(Interrupt()) == "finished"

@@ -8,10 +8,10 @@ import json
 
 import torch
 
+from heterodox.app.recipe import Recipe
+from heterodox.app.session import open_session
 from heterodox.core.comm import Comm, Solo, connect
 from heterodox.core.state import split
-from heterodox.recipe import Recipe
-from heterodox.run.session import open_session
 from tests.tiny_rater import LEARNER, rater_recipe, user_recipe
 
 TRAIN = {key: value for key, value in LEARNER.items() if key != "name"} | {"rounds": 1}

@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from heterodox.conformance.checks import LEAST_COSINE, keeps_its_signal_in_bfloat16
+from heterodox.app.plan import plan
+from heterodox.app.recipe import Recipe
+from heterodox.app.session import build_learner, build_model, open_session
+from heterodox.conformance.suite import LEAST_COSINE, keeps_its_signal_in_bfloat16
 from heterodox.core.comm import Solo
 from heterodox.core.errors import RecipeError
 from heterodox.core.state import split
-from heterodox.learner.window import ModelWindow
-from heterodox.model.config import CHOOSING
-from heterodox.recipe import Recipe
-from heterodox.run.plan import plan
-from heterodox.run.session import build_learner, build_model, open_session
+from heterodox.learner.probe import ModelWindow
+from heterodox.model.gpt import CHOOSING
 from tests.conformance.combinations import EQUILIBRIUM, OWN_MODELS, RULES, UPDATE_VARIANTS, recipe_of
 from tests.saved import assert_same_bits
 from tests.switches import SWITCHES

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from heterodox.recipe import Recipe
-from heterodox.run.checkpoint import Checkpoints
-from heterodox.run.train import train
+from heterodox.app.recipe import Recipe
+from heterodox.app.train import train
+from heterodox.training.checkpoint import Checkpoints
 from tests.command import answer_of, launch, wait_until
 from tests.conformance.combinations import RUNNING_PAIRS, recipe_of
 from tests.saved import assert_same_bits, tensors, timeless

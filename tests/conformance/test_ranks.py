@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from heterodox.log.jsonl import read_rows
-from heterodox.run.train import train
+from heterodox.app.train import train
+from heterodox.training.metrics import read_rows
 from tests.command import Answer, answer_of, recipe_file, wait_until
 from tests.conformance.combinations import RESUMING_PAIRS
 from tests.saved import tensors, timeless

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from heterodox.app.recipe import Recipe
+from heterodox.app.session import open_session
 from heterodox.core.comm import Comm, Solo
 from heterodox.core.errors import CorpusError, HeterodoxError, RecipeError
-from heterodox.recipe import Recipe
-from heterodox.run.session import open_session
 from tests.command import answer_of, recipe_file
 from tests.conformance.test_ranks import torchrun
 from tests.tiny import tiny_recipe

@@ -5,16 +5,16 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from heterodox.conformance import checks
-from heterodox.conformance.one_signal import one_signal
+from heterodox.app.session import build_model
+from heterodox.app.train import train
+from heterodox.conformance import suite as checks
+from heterodox.conformance.tiny import one_signal
 from heterodox.core.errors import CheckpointError
+from heterodox.core.memory import activation_bytes
 from heterodox.core.rng import Streams
 from heterodox.credit import DirectFeedback
 from heterodox.objective import CrossEntropy
-from heterodox.probe import activation_bytes
-from heterodox.run.checkpoint import Checkpoints
-from heterodox.run.session import build_model
-from heterodox.run.train import train
+from heterodox.training.checkpoint import Checkpoints
 from tests.conformance.combinations import CREDITS, OWN_MODELS, RESUMING_PAIRS, RULES, RUNNING_PAIRS, recipe_of
 from tests.tiny import tiny_batch, tiny_recipe
 

@@ -8,16 +8,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from heterodox.app.plan import plan
+from heterodox.app.session import build_learner, build_model
+from heterodox.app.train import train
 from heterodox.core.comm import Solo
 from heterodox.core.errors import RecipeError
+from heterodox.core.memory import activation_bytes
 from heterodox.core.types import Batch
+from heterodox.learner.probe import exact_gradients
 from heterodox.model import generate
-from heterodox.model.config import CHOOSING
+from heterodox.model.gpt import CHOOSING
 from heterodox.objective import CrossEntropy
-from heterodox.probe import activation_bytes, exact_gradients
-from heterodox.run.plan import plan
-from heterodox.run.session import build_learner, build_model
-from heterodox.run.train import train
 from tests.conformance.combinations import ON_GPT, OWN_MODELS
 from tests.saved import assert_same_bits, tensors
 from tests.switches import CASES, SWITCHES

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
 from heterodox.credit import Backprop, DirectFeedback, FeedbackAlignment, KolenPollack, SignSymmetry
-from heterodox.credit.elsewhere import elsewhere_names
+from heterodox.credit.base import elsewhere_names
 from heterodox.credit.feedback import linear_layers
 from tests.signals import same, signal_of
 from tests.tiny import tiny_gpt, tiny_recipe

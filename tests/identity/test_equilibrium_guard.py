@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heterodox.credit import Equilibrium, Implicit
-from heterodox.credit.fixed_point import withhold_unsettled
+from heterodox.credit.equilibrium.shared import withhold_unsettled
 from heterodox.model.dynamics import Relaxed
 from heterodox.objective import CrossEntropy
 from tests.measured import within

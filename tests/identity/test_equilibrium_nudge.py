@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heterodox.credit.nudged import strength
+from heterodox.credit.equilibrium.propagation import strength
 from tests.measured import exactly, within
 from tests.tiny_equilibrium import converged, distance, gradients, relaxed_names, tiny_equilibrium
 

@@ -4,7 +4,7 @@ import torch
 
 from heterodox.core.rng import Streams
 from heterodox.credit import BPTT, Equilibrium, Implicit
-from heterodox.credit.jacobian import JacobianPenalty
+from heterodox.credit.feedback_alignment import JacobianPenalty
 from heterodox.model.dynamics import Linearisation
 from tests.measured import within
 from tests.tiny import tiny_batch

@@ -6,7 +6,7 @@ import torch
 from heterodox.core.rng import Streams
 from heterodox.core.types import Batch
 from heterodox.credit import Equilibrium
-from heterodox.credit.fixed_point import read_out
+from heterodox.credit.equilibrium.shared import read_out
 from heterodox.model.dynamics import Linearisation
 from heterodox.objective import CrossEntropy
 from tests.measured import is_of_order, within

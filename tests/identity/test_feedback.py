@@ -8,8 +8,8 @@ from torch import nn
 
 from heterodox.core.rng import Streams
 from heterodox.credit import Backprop, DirectFeedback, FeedbackAlignment, HeadOnly
+from heterodox.credit.base import elsewhere_names
 from heterodox.credit.direct_feedback import direct_gradients
-from heterodox.credit.elsewhere import elsewhere_names
 from heterodox.credit.feedback import linear_layers
 from heterodox.credit.tape import record_layers
 from tests.measured import differ

@@ -11,7 +11,7 @@ from heterodox.core.comm import Solo
 from heterodox.core.rng import Streams
 from heterodox.credit import Backprop, FeedbackAlignment
 from heterodox.credit.feedback import linear_layers
-from heterodox.credit.grape import Grape, cosine_gradient, norm_estimate, tangent
+from heterodox.credit.feedback_alignment import Grape, cosine_gradient, norm_estimate, tangent
 from heterodox.learner import Gradient
 from heterodox.objective import CrossEntropy
 from heterodox.rating import Uniform

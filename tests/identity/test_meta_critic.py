@@ -6,8 +6,9 @@ from torch.nn.functional import cosine_similarity
 
 from heterodox.core.comm import Solo
 from heterodox.credit import Backprop, MetaCritic
-from heterodox.credit.meta_critic import partial, proposals
-from heterodox.credit.meta_critic.layout import EMBEDDINGS, stage_of
+from heterodox.credit.meta_critic import forward as partial
+from heterodox.credit.meta_critic import proposals
+from heterodox.credit.meta_critic.networks import EMBEDDINGS, stage_of
 from heterodox.learner import Gradient
 from heterodox.objective import CrossEntropy
 from heterodox.rating import Uniform

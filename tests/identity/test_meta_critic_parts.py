@@ -7,8 +7,7 @@ import torch
 
 from heterodox.core.comm import Solo
 from heterodox.credit import Backprop, MetaCritic
-from heterodox.credit.meta_critic.forward import main_forward
-from heterodox.credit.meta_critic.target import look
+from heterodox.credit.meta_critic.forward import look, main_forward
 from heterodox.model import GPT
 from heterodox.objective import CrossEntropy
 from tests.meta_critic import dot, regression_of, rule_of, slope

@@ -13,7 +13,7 @@ from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.credit import Backprop
-from heterodox.learner.gradient import Gradient
+from heterodox.learner.step import Gradient
 from heterodox.objective import CrossEntropy, SelfDistillation
 from heterodox.objective.self_distillation import kl_divergence
 from heterodox.rating import Uniform

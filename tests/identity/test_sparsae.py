@@ -10,8 +10,7 @@ from heterodox.core.state import split
 from heterodox.credit import Backprop
 from heterodox.objective import CrossEntropy
 from heterodox.update.sparse import SET
-from heterodox.update.sparse.schedule import DecayingSchedule
-from heterodox.update.sparse.topology import Change, Sight
+from heterodox.update.sparse.topology import Change, DecayingSchedule, Sight
 from tests.measured import exactly, unheard
 from tests.tiny import tiny_batch, tiny_gpt
 from tests.tiny_sparse import (

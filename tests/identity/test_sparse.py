@@ -11,11 +11,11 @@ from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.credit import Backprop
-from heterodox.learner.gradient import Gradient
+from heterodox.learner.step import Gradient
 from heterodox.objective import CrossEntropy
 from heterodox.rating import Uniform
 from heterodox.update import AdamW, Sparse
-from heterodox.update.sparse.newborn import BurnIn
+from heterodox.update.sparse.update import BurnIn
 from tests.measured import exactly
 from tests.tiny import tiny_batch, tiny_gpt
 from tests.tiny_sparse import (

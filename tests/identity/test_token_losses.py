@@ -10,9 +10,8 @@ from heterodox.core.errors import RecipeError
 from heterodox.core.protocols import Stateless
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
-from heterodox.credit.meta_critic.forward import main_forward
-from heterodox.credit.meta_critic.target import look, token_losses
-from heterodox.learner.gradient import Gradient
+from heterodox.credit.meta_critic.forward import look, main_forward, token_losses
+from heterodox.learner.step import Gradient
 from heterodox.objective import CrossEntropy, SelfDistillation
 from heterodox.rating import Uniform
 from heterodox.update import SGD

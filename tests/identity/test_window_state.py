@@ -7,7 +7,7 @@ from heterodox.core.comm import Solo
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree, map_tensors, split
 from heterodox.credit import FeedbackAlignment, MetaCritic
-from heterodox.learner.gradient import Gradient
+from heterodox.learner.step import Gradient
 from heterodox.objective import CrossEntropy
 from heterodox.rating import Uniform
 from tests.tiny import tiny_batch, tiny_gpt

@@ -10,11 +10,11 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from heterodox.app.recipe import Recipe
+from heterodox.app.train import train
 from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
-from heterodox.recipe import Recipe
-from heterodox.run.checkpoint import Checkpoints
-from heterodox.run.train import train
+from heterodox.training.checkpoint import Checkpoints
 from tests.conformance.combinations import ON_GPT, UPDATES, VARIANTS, recipe_of, runs
 from tests.saved import assert_same_bits, tensors
 from tests.switches import ALL_AT_ONCE

@@ -8,10 +8,10 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from heterodox import catalog
+from heterodox.app import catalog
+from heterodox.app.recipe import SLOTS, merge
 from heterodox.conformance.tiny import BASE
 from heterodox.core.errors import RecipeError
-from heterodox.recipe import SLOTS, merge
 from tests.command import heterodox, refused
 from tests.conformance.compositions import TOPOLOGIES, compose, parts, sections_of, two_steps
 

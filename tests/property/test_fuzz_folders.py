@@ -22,18 +22,15 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from heterodox.comparison.study import Study
-from heterodox.comparison.sweep import Sweep
+from heterodox.app.export import export_run, read_sparse
+from heterodox.app.folder import open_run
+from heterodox.app.train import train
+from heterodox.app.use import generate_run, probe_run, score_run
 from heterodox.core.errors import HeterodoxError
-from heterodox.log.jsonl import last_rows
 from heterodox.report import write_markdown, write_report
-from heterodox.run.export import export_run
-from heterodox.run.generate_run import generate_run
-from heterodox.run.probe_run import probe_run
-from heterodox.run.saved import open_run
-from heterodox.run.score_run import score_run
-from heterodox.run.sparse_file import read_sparse
-from heterodox.run.train import train
+from heterodox.study.study import Study
+from heterodox.study.sweep import Sweep
+from heterodox.training.metrics import last_rows
 from tests.tiny import tiny_recipe
 
 SECONDS = 60
@@ -272,7 +269,7 @@ def run_input(seed: int, originals: dict[str, Path], root: Path) -> str | None:
 @pytest.fixture
 def hasty(monkeypatch) -> Iterator[None]:
     """Comparisons train nothing, and what takes too long fails."""
-    monkeypatch.setattr("heterodox.comparison.study.run_jobs", lambda jobs, **_: None)
+    monkeypatch.setattr("heterodox.study.study.run_jobs", lambda jobs, **_: None)
 
     def too_long(*_: Any) -> None:
         raise TimeoutError("endless")

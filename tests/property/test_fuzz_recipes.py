@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from heterodox.app.recipe import Recipe, load_recipe
 from heterodox.core.errors import HeterodoxError
-from heterodox.recipe import Recipe, load_recipe
 from tests.tiny import tiny_recipe
 
 SCALARS: list[Any] = [

@@ -11,10 +11,17 @@ from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
 from heterodox.core.state import join, split
 from heterodox.model import GPT
-from heterodox.update.sparse.distribution import distribute, num_active
-from heterodox.update.sparse.masks import Masks, within_caps
-from heterodox.update.sparse.sparsae.bounds import Bounds, BoundsOptions
-from heterodox.update.sparse.sparsae.swaps import apply_swap, favoured, most, pools, swap, swap_in_layers
+from heterodox.update.sparse.children import (
+    Bounds,
+    BoundsOptions,
+    apply_swap,
+    favoured,
+    most,
+    pools,
+    swap,
+    swap_in_layers,
+)
+from heterodox.update.sparse.masks import Masks, distribute, num_active, within_caps
 from tests.tiny import tiny_batch
 from tests.tiny_sparse import masked_entries, options, sparse_learner
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from heterodox.api import expand, quick_recipes
-from heterodox.comparison.study import Study
-from heterodox.recipe import load_recipe
-from heterodox.run.config import RunConfig
-from heterodox.run.plan import plan
-from heterodox.run.train import train
+from heterodox.app.plan import plan
+from heterodox.app.recipe import load_recipe
+from heterodox.app.train import train
+from heterodox.study.study import Study
+from heterodox.training.config import RunConfig
 
 ROOT = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path for path in ROOT.rglob("*.yaml") if not path.name.startswith("_"))

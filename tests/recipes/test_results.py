@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from heterodox.recipe import load_recipe
-from heterodox.run.plan import plan
+from heterodox.app.plan import plan
+from heterodox.app.recipe import load_recipe
 
 RESULTS = Path(__file__).parents[2] / "results"
 STUDIES = ["shakespeare", "shakespeare_flops", "equilibrium", "data_rater", "sparse_90"]

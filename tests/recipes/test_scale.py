@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from heterodox.api import expand
-from heterodox.recipe import load_recipe
-from heterodox.run.plan import plan
+from heterodox.app.plan import plan
+from heterodox.app.recipe import load_recipe
 from tests.command import answer_of, launch
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "scale"

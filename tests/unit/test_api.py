@@ -7,18 +7,15 @@ from pathlib import Path
 import pytest
 
 import heterodox as hx
-from heterodox.run.export import export_run
-from heterodox.run.generate_run import generate_run
-from heterodox.run.probe_run import probe_run
-from heterodox.run.score_run import score_run
-from heterodox.run.sparse_file import describe_sparse, read_sparse
+from heterodox.app.export import describe_sparse, export_run, read_sparse
+from heterodox.app.use import generate_run, probe_run, score_run
 from tests.tiny import tiny_recipe
 
 
 def test_every_name_is_there_and_stays_callable_after_its_modules_are_imported():
     for name in hx.__all__:
         assert callable(getattr(hx, name)), name
-    importlib.import_module("heterodox.comparison.study")
+    importlib.import_module("heterodox.study.study")
     assert all(callable(getattr(hx, name)) for name in hx.__all__)
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from heterodox.run.folder import RunFolder
+from heterodox.app.folder import RunFolder
 from tests.command import answer_of, heterodox, launch, recipe_file, refused
 
 

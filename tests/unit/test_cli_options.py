@@ -124,7 +124,7 @@ def test_a_budget_in_seconds_has_steps_where_the_speed_is_known(recipe):
 
 
 def test_a_budget_in_seconds_says_what_its_steps_depend_on(recipe, monkeypatch):
-    monkeypatch.setattr("heterodox.run.plan.HORIZON", 10)
+    monkeypatch.setattr("heterodox.app.plan.HORIZON", 10)
     answer = heterodox("plan", recipe, "run.budget={seconds: 10}")
     assert answer.code == 0
     assert "as many as the machine does in 10 s; --speed would tell" in answer.out

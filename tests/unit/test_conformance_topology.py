@@ -15,7 +15,7 @@ MINE = dedent('''\
     from typing import Literal
 
     from heterodox.update.sparse import SET
-    from heterodox.update.sparse.exchange import ExchangeOptions
+    from heterodox.update.sparse.methods import ExchangeOptions
 
 
     class Mine(SET):

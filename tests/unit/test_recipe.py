@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from heterodox.api import expand
+from heterodox.app.recipe import check, load_recipe, merge, read
 from heterodox.core.errors import RecipeError
-from heterodox.recipe import check, load_recipe, merge, read
 from tests.tiny import tiny_recipe
 
 # What a user may get wrong on the command line, and what the answer must hold.

@@ -1,13 +1,22 @@
 """A recipe, a model and a batch small enough to check a rule in seconds."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from heterodox.app.recipe import Recipe, check, merge
+from heterodox.app.session import build_learner, build_model
+from heterodox.core.comm import Solo
+from heterodox.core.errors import RecipeError
+from heterodox.core.protocols import Credit, LanguageModel
 from heterodox.core.rng import Streams
-from heterodox.core.types import Batch
+from heterodox.core.types import Batch, Signal
 from heterodox.model import GPT
-from heterodox.recipe import Recipe, check, merge
+from heterodox.objective import CrossEntropy
 
 CORPUS = {"name": "grammar", "symbols": 8, "order": 1, "concentration": 0.2, "length": 20_000}
 BASE: dict[str, Any] = {
@@ -49,3 +58,51 @@ def tiny_batch(batch: int = 4, context: int = 6, vocab: int = 11, seed: int = 0)
     """Windows of random tokens."""
     tokens = torch.randint(vocab, (batch, context + 1), generator=torch.Generator().manual_seed(seed))
     return Batch(tokens[:, :-1], tokens[:, 1:], torch.arange(batch))
+
+
+# A recipe's rule by itself: one signal in float64, on a batch that is not learned from.
+
+
+SYMBOLS = 8
+ALONE = {"objective": "cross_entropy", "rating": "uniform", "update": "sgd", "learner": "gradient"}
+
+
+def changed(recipe: Recipe, **sections: Any) -> Recipe:
+    """`recipe` with `sections` over it."""
+    return check(merge(recipe.dump(), sections))
+
+
+def shortened(recipe: Recipe, steps: int, **run: Any) -> Recipe:
+    """`recipe` for so many steps, or at its own length where a part refuses to run for so few; `run` over it."""
+    try:
+        return changed(recipe, run={"budget": {"steps": steps}} | run)
+    except RecipeError:
+        return changed(recipe, run=run)
+
+
+@dataclass
+class OneSignal:
+    """A rule, the model that it was built for, a batch, and a weight for each of its examples."""
+
+    model: LanguageModel
+    rule: Credit
+    batch: Batch
+    weights: Float[Tensor, " batch"]
+
+    def take(self, batch: Batch | None = None, weights: Float[Tensor, " batch"] | None = None) -> Signal:
+        """The rule's signal for the cross-entropy."""
+        given = self.weights if weights is None else weights
+        return self.rule.signal(self.model, batch or self.batch, given, CrossEntropy())
+
+    @property
+    def manifest(self) -> Mapping[str, str]:
+        return self.rule.manifest(self.model)
+
+
+def one_signal(recipe: Recipe, **sections: Any) -> OneSignal:
+    """The recipe's rule on the recipe's model, everything else at its plainest, in float64."""
+    alone = changed(recipe, **ALONE, run={"precision": "float64"}, **sections)
+    model = build_model(alone, SYMBOLS, "cpu")
+    rule = build_learner(alone, model, Solo()).credit
+    batch = tiny_batch(4, alone.model.context, SYMBOLS)
+    return OneSignal(model, rule, batch, torch.ones(4, dtype=torch.float64))

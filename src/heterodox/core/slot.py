@@ -10,13 +10,46 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, reduce
 from importlib.metadata import EntryPoint, entry_points
 from operator import or_
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from heterodox.core.config import Config
 from heterodox.core.errors import RecipeError
+
+# The base of every recipe section.
+
+
+MOST = 1 << 63
+"""The largest whole number that an option can be."""
+
+
+class Config(BaseModel):
+    """A frozen record that refuses unknown keys. A part's own `Config` has `name: Literal[...]` and `build(...)`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_only_where_they_are_meant(cls, data: Any) -> Any:
+        """`top_k: true` would otherwise be read as 1, and a number of hundreds of digits overflow later."""
+        for key, value in data.items() if isinstance(data, dict) else ():
+            if isinstance(value, int) and abs(value) > MOST:
+                raise ValueError(f"{key} is a number of more than {len(str(MOST)) - 1} digits, too large for anything")
+            field = cls.model_fields.get(key)
+            kinds = {field.annotation, *get_args(field.annotation)} if field else set()
+            if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"{key} is {str(value).lower()}, expected a number")
+        return data
+
+    def in_float32(self) -> list[str]:
+        """Return what this part computes in float32 under `run.precision: bfloat16`; nothing by default."""
+        return []
+
+    def refusals(self, recipe: "Config") -> list[str]:
+        """Reasons why this part cannot run within `recipe` (the whole one); none by default."""
+        return []
+
 
 PREFIX = "heterodox."
 
@@ -105,7 +138,7 @@ class Slot:
             return f"it is a {type(part).__name__}, expected a class"
         config = getattr(part, "Config", None)
         if not (isinstance(config, type) and issubclass(config, Config)):
-            return "it has no nested class Config that inherits heterodox.core.config.Config"
+            return "it has no nested class Config that inherits heterodox.core.slot.Config"
         if "name" not in config.model_fields or config.model_fields["name"].default != name:
             return f"its Config says no `name: Literal[{name!r}] = {name!r}`"
         if not callable(getattr(config, "build", None)):

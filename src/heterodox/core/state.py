@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 from torch import Tensor
 
-from heterodox.core.errors import CheckpointError
+from heterodox.core.errors import CheckpointError, RecipeError
 
 Tree = dict[str, Any]
 
@@ -92,3 +93,17 @@ def restoring(path: Path) -> Iterator[None]:
 
 def _copy(values: Tree) -> Tree:
     return {key: _copy(leaf) if isinstance(leaf, dict) else leaf for key, leaf in values.items()}
+
+
+# Values as a recipe's file can hold them.
+
+
+def plain(value: Any) -> Any:
+    """A copy of the value in lists, dicts, strings and numbers, from paths, configs and arrays, too.
+
+    Raises RecipeError for what has no such form.
+    """
+    try:
+        return to_jsonable_python(value, fallback=lambda other: other.tolist())
+    except (PydanticSerializationError, AttributeError, ValueError, RecursionError):
+        raise RecipeError(f"{repr(value)[:80]} cannot stand in a recipe") from None

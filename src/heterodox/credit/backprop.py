@@ -1,9 +1,4 @@
-"""Backpropagation: the exact gradient, and the ceiling of every comparison.
-
-    δ_l = W_{l+1}ᵀ δ_{l+1} ⊙ f'(a_l),   ΔW_l ∝ δ_l x_lᵀ
-
-Reference: Rumelhart, Hinton and Williams, "Learning representations by back-propagating errors", Nature 1986.
-"""
+"""Backpropagation: the exact gradient, and the ceiling of every comparison."""
 
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -12,14 +7,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from heterodox.core import config
+from heterodox.core import slot as config
 from heterodox.core.protocols import LanguageModel, Objective, Stateless
 from heterodox.core.rng import Streams
 from heterodox.core.types import Batch, Cost, Origin, Signal
 
 
 class Backprop(Stateless):
-    """The exact gradient of the weighted loss, for every parameter."""
+    """Backpropagation: the exact gradient, and the ceiling of every comparison.
+
+        δ_l = W_{l+1}ᵀ δ_{l+1} ⊙ f'(a_l),   ΔW_l ∝ δ_l x_lᵀ
+
+    Reference: Rumelhart, Hinton and Williams, "Learning representations by back-propagating errors", Nature 1986.
+
+    The exact gradient of the weighted loss, for every parameter.
+    """
 
     class Config(config.Config):
         name: Literal["backprop"] = "backprop"

@@ -1,25 +1,4 @@
-"""Direct feedback alignment: the output error reaches every layer at once, through fixed random matrices.
-
-    route: own       δ_l = (e B_l) ⊙ f'(a_l),          e = ∂L/∂logits
-    route: stream    s = J_normᵀ (e B),   δ_l = s          where layer l writes to the residual stream
-                                          δ_l = J_fᵀ (s C_l)   where it feeds a branch's non-linearity f
-
-There is no backward pass through the blocks, and no graph: the forward pass keeps each layer's input, and once the
-error is known all layers learn independently of each other. The output layer is exact.
-
-`own` is direct feedback to the letter: a matrix of its own for each layer, straight from the logits. In a transformer
-it stays behind training the head alone (docs/rules/direct_feedback.md shows the ablation), for three reasons that
-`stream` mends without any transposed weight. All layers that add to the residual stream have the same true error, so
-they share one B, and the head needs to align with one matrix only. The final norm's own derivative is applied. And
-q, k and v learn behind the derivative of the attention that mixes them (f above, as the GELU is for fc): the error of
-one position is the fault of others. The few gains of norms learn from s as it is. Where a residual gate or dropout
-stands between l and the stream, its derivative, mask included, is applied to s. The stream's bottlenecks are not: s
-passes them as if they were not there.
-
-Reference: Nøkland, "Direct feedback alignment provides learning in deep neural networks", NeurIPS 2016; for
-transformers Launay, Poli, Boniface and Krzakala, "Direct feedback alignment scales to modern deep learning tasks and
-architectures", NeurIPS 2020 (who backpropagate within a block; here no error passes any layer's weights).
-"""
+"""Direct feedback alignment: the output error reaches every layer at once, through fixed random matrices."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
@@ -29,15 +8,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from heterodox.core import config
+from heterodox.core import slot as config
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Origin, Signal
-from heterodox.credit.elsewhere import Elsewhere, backprop_elsewhere, elsewhere_refusals, feedback_manifest
-from heterodox.credit.feedback_matrices import FeedbackOptions
-from heterodox.credit.operation import error_through, random_state
-from heterodox.credit.tape import POINTWISE, Record, Tape, record_layers
+from heterodox.credit.base import Elsewhere, backprop_elsewhere, elsewhere_refusals, feedback_manifest
+from heterodox.credit.feedback import FeedbackOptions
+from heterodox.credit.tape import POINTWISE, Record, Tape, error_through, random_state, record_layers
 from heterodox.model import CausalMix, HardTopK, ResidualGate
 
 Route = Literal["stream", "own"]
@@ -45,7 +23,30 @@ STREAM = "stream"
 
 
 class DirectFeedback:
-    """Fixed matrices from the logits' error to the layers; no error passes a layer's weights."""
+    """Direct feedback alignment: the output error reaches every layer at once, through fixed random matrices.
+
+        route: own       δ_l = (e B_l) ⊙ f'(a_l),          e = ∂L/∂logits
+        route: stream    s = J_normᵀ (e B),   δ_l = s          where layer l writes to the residual stream
+                                              δ_l = J_fᵀ (s C_l)   where it feeds a branch's non-linearity f
+
+    There is no backward pass through the blocks, and no graph: the forward pass keeps each layer's input, and once the
+    error is known all layers learn independently of each other. The output layer is exact.
+
+    `own` is direct feedback to the letter: a matrix of its own for each layer, straight from the logits. In a
+    transformer it stays behind training the head alone (docs/rules/direct_feedback.md shows the ablation), for three
+    reasons that `stream` mends without any transposed weight. All layers that add to the residual stream have the same
+    true error, so they share one B, and the head needs to align with one matrix only. The final norm's own derivative
+    is applied. And q, k and v learn behind the derivative of the attention that mixes them (f above, as the GELU is for
+    fc): the error of one position is the fault of others. The few gains of norms learn from s as it is. Where a
+    residual gate or dropout stands between l and the stream, its derivative, mask included, is applied to s. The
+    stream's bottlenecks are not: s passes them as if they were not there.
+
+    Reference: Nøkland, "Direct feedback alignment provides learning in deep neural networks", NeurIPS 2016; for
+    transformers Launay, Poli, Boniface and Krzakala, "Direct feedback alignment scales to modern deep learning tasks
+    and architectures", NeurIPS 2020 (who backpropagate within a block; here no error passes any layer's weights).
+
+    Fixed matrices from the logits' error to the layers; no error passes a layer's weights.
+    """
 
     class Config(FeedbackOptions):
         name: Literal["direct_feedback"] = "direct_feedback"

@@ -1,9 +1,4 @@
-"""Only the readout learns: the floor that a rule must beat before it may be said to train the blocks.
-
-The blocks stay as they were drawn; the head and the final normalisation get their exact gradient. With
-`embeddings: backprop` the embeddings learn too, through the frozen blocks: the fairer floor for a rule whose own
-embeddings are trained by backprop.
-"""
+"""Only the readout learns: the floor that a rule must beat before it may be said to train the blocks."""
 
 from typing import Literal
 
@@ -12,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from heterodox.core import config
+from heterodox.core import slot as config
 from heterodox.core.protocols import LanguageModel, Objective, Stateless
 from heterodox.core.rng import Streams
 from heterodox.core.types import Batch, Cost, Origin, Signal
@@ -20,7 +15,14 @@ from heterodox.credit.backprop import differentiate, frozen
 
 
 class HeadOnly(Stateless):
-    """The exact gradient of the readout (and, if asked, of the embeddings); nothing for the blocks."""
+    """Only the readout learns: the floor that a rule must beat before it may be said to train the blocks.
+
+    The blocks stay as they were drawn; the head and the final normalisation get their exact gradient. With
+    `embeddings: backprop` the embeddings learn too, through the frozen blocks: the fairer floor for a rule whose own
+    embeddings are trained by backprop.
+
+    The exact gradient of the readout (and, if asked, of the embeddings); nothing for the blocks.
+    """
 
     class Config(config.Config):
         name: Literal["head_only"] = "head_only"

@@ -1,19 +1,4 @@
-"""Sign symmetry: errors travel back through the signs of the forward weights, not through their sizes.
-
-    δ_l = (m ⊙ sign(W_{l+1}))ᵀ δ_{l+1} ⊙ f'(a_l)   in place of   δ_l = W_{l+1}ᵀ δ_{l+1} ⊙ f'(a_l)
-
-    magnitude: mean     m = the mean |W| of the layer's weights that are not 0, at every step
-    magnitude: fixed    m = feedback_std
-    magnitude: random   M_ij = |N(0, feedback_std²)|, drawn once
-
-A way back that knows each synapse's sign needs far less transport than one that knows its weight. Where all |W| of each
-layer are equal, `mean` is backpropagation. A weight of exactly zero sends nothing back, and does not count for the
-mean: where an update masks most weights, the others keep their size.
-
-References: Liao, Leibo and Poggio, "How important is weight symmetry in backpropagation?", AAAI 2016; Xiao, Chen, Liao
-and Poggio, "Biologically-plausible learning algorithms can scale to large datasets", ICLR 2019. `mean` and `fixed` are
-their uniform magnitudes, `random` their random ones.
-"""
+"""Sign symmetry: errors travel back through the signs of the forward weights, not through their sizes."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -23,19 +8,34 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from heterodox.core import config
+from heterodox.core import slot as config
 from heterodox.core.protocols import LanguageModel, Objective
 from heterodox.core.rng import Streams
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Origin, Signal
-from heterodox.credit.elsewhere import Elsewhere, elsewhere_refusals, feedback_manifest
-from heterodox.credit.feedback import linear_layers
-from heterodox.credit.feedback_matrices import NATURAL_STD, draw_feedback
-from heterodox.credit.through_feedback import through_feedback
+from heterodox.credit.base import Elsewhere, elsewhere_refusals, feedback_manifest, through_feedback
+from heterodox.credit.feedback import NATURAL_STD, draw_feedback, linear_layers
 
 
 class SignSymmetry:
-    """Every linear layer sends its error down through the signs of its own weights."""
+    """Sign symmetry: errors travel back through the signs of the forward weights, not through their sizes.
+
+        δ_l = (m ⊙ sign(W_{l+1}))ᵀ δ_{l+1} ⊙ f'(a_l)   in place of   δ_l = W_{l+1}ᵀ δ_{l+1} ⊙ f'(a_l)
+
+        magnitude: mean     m = the mean |W| of the layer's weights that are not 0, at every step
+        magnitude: fixed    m = feedback_std
+        magnitude: random   M_ij = |N(0, feedback_std²)|, drawn once
+
+    A way back that knows each synapse's sign needs far less transport than one that knows its weight. Where all |W| of
+    each layer are equal, `mean` is backpropagation. A weight of exactly zero sends nothing back, and does not count for
+    the mean: where an update masks most weights, the others keep their size.
+
+    References: Liao, Leibo and Poggio, "How important is weight symmetry in backpropagation?", AAAI 2016; Xiao, Chen,
+    Liao and Poggio, "Biologically-plausible learning algorithms can scale to large datasets", ICLR 2019. `mean` and
+    `fixed` are their uniform magnitudes, `random` their random ones.
+
+    Every linear layer sends its error down through the signs of its own weights.
+    """
 
     class Config(config.Config):
         name: Literal["sign_symmetry"] = "sign_symmetry"

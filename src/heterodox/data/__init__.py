@@ -3,7 +3,7 @@
 from heterodox.data.config import DataConfig
 from heterodox.data.dataset import Dataset, Split
 from heterodox.data.loader import Loader, Windows, evaluation_batches, labelled_batches
-from heterodox.data.tokenizer import load_tokenizer
+from heterodox.data.tokenizers import load_tokenizer
 
 __all__ = [
     "DataConfig",

@@ -7,18 +7,13 @@ from typing import Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from heterodox.core.config import Config
-from heterodox.core.slot import part_config
+from heterodox.core.slot import Config, part_config
 from heterodox.data import parts
-from heterodox.data.cache import Tokenized, cache_root, cached
-from heterodox.data.corpus import File, Stdlib
-from heterodox.data.corruption import Corruption, Planted
-from heterodox.data.dataset import Dataset, Split
-from heterodox.data.documents import gather
+from heterodox.data.corpora import File, Stdlib, gather
+from heterodox.data.dataset import Dataset, Split, Tokenized, cache_root, cached, divide
+from heterodox.data.noise import Corruption, Planted
 from heterodox.data.scores import Filtered
-from heterodox.data.splitting import divide
-from heterodox.data.tokenizer import Byte
-from heterodox.data.tokenizer.reversible import text_bytes
+from heterodox.data.tokenizers import Byte, text_bytes
 
 DEFAULT_CORPUS, DEFAULT_TOKENIZER = "stdlib", "byte"
 

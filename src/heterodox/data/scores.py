@@ -17,9 +17,9 @@ import pyarrow.parquet
 from jaxtyping import Float, Int, Shaped
 from pydantic import Field
 
-from heterodox.core.config import Config
 from heterodox.core.errors import CheckpointError, CorpusError
 from heterodox.core.files import exists, parse_json, reading, replacing
+from heterodox.core.slot import Config
 from heterodox.data.dataset import Dataset, Examples, Split
 
 KEY = b"heterodox"

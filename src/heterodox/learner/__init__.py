@@ -1,6 +1,6 @@
 """Learners: what one step is."""
 
-from heterodox.learner.data_rater import DataRater
-from heterodox.learner.gradient import Gradient
+from heterodox.learner.rater import DataRater
+from heterodox.learner.step import Gradient
 
 __all__ = ["DataRater", "Gradient"]

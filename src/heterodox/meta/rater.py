@@ -7,6 +7,9 @@ The convolution C is ours: blocks alone first have to learn which position stand
 text from the same letters in random order. Reference: Calian et al., "DataRater: Meta-learned dataset curation", 2025.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -102,3 +105,30 @@ def build_rater(options: RaterOptions, vocab_size: int, context: int, like: Tens
     for parameter in rater.parameters():  # not `rater.to`, which cannot convert the fake tensors of a plan
         parameter.data = parameter.data if like is None else parameter.data.to(like.device, like.dtype)
     return rater
+
+
+# How well scores tell known noise from what is clean.
+
+
+def auc(
+    clean: Float[np.ndarray, " clean"] | Sequence[float], noise: Float[np.ndarray, " noise"] | Sequence[float]
+) -> float | None:
+    """The probability that a clean example scores above a noisy one, ties counting half.
+
+    None without either, or where a score is not finite.
+    """
+    scores = np.concatenate([clean, noise])
+    if not len(clean) or not len(noise) or not np.isfinite(scores).all():
+        return None
+    from scipy.stats import rankdata  # takes half a second to import
+
+    ranks = rankdata(scores)[: len(clean)]
+    return float((ranks.sum() - len(clean) * (len(clean) + 1) / 2) / (len(clean) * len(noise)))
+
+
+def auc_by_kind(
+    scores: Float[np.ndarray, " examples"], labels: Int[np.ndarray, " examples"], kinds: Sequence[str]
+) -> dict[str, float]:
+    """By the name of each kind that occurs. Label 0 is clean, label k + 1 the kind number k."""
+    found = {kind: auc(scores[labels == 0], scores[labels == number]) for number, kind in enumerate(kinds, start=1)}
+    return {kind: value for kind, value in found.items() if value is not None}

@@ -1,20 +1,20 @@
 """The models that rules train, and their parts, each usable alone."""
 
-from heterodox.model.attention import CausalMix, CausalSelfAttention, FusedSoftmaxMix, SigmoidMix
-from heterodox.model.block import Block, ResidualGate
-from heterodox.model.bottleneck import DirectionalVQ, FrozenSubspace, HardTopK, hard_top_k
+from heterodox.model.attention import CausalMix, CausalSelfAttention, FusedSoftmaxMix, SigmoidMix, softmax_value
 from heterodox.model.equilibrium import Equilibrium
-from heterodox.model.generate import generate
-from heterodox.model.gpt import GPT
-from heterodox.model.norm import LayerNorm, layer_norm
-from heterodox.model.softmax_value import softmax_value
-from heterodox.model.straight_through import (
+from heterodox.model.gpt import GPT, Block, ResidualGate, generate
+from heterodox.model.local_backward import (
+    DirectionalVQ,
+    FrozenSubspace,
+    HardTopK,
     StraightThroughGELU,
     StraightThroughSigmoid,
+    hard_top_k,
     straight_through,
     straight_through_gelu,
     straight_through_sigmoid,
 )
+from heterodox.model.norms import LayerNorm, layer_norm
 
 __all__ = [
     "GPT",

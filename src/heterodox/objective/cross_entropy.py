@@ -6,13 +6,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from heterodox.core import config
+from heterodox.core import slot as config
 from heterodox.core.protocols import Stateless
 from heterodox.core.types import Batch
 
 
 class CrossEntropy(Stateless):
-    """−log p(target), averaged over the positions of each example; nats per token."""
+    """Next-token cross-entropy.
+
+    −log p(target), averaged over the positions of each example; nats per token.
+    """
 
     class Config(config.Config):
         name: Literal["cross_entropy"] = "cross_entropy"

@@ -1,16 +1,4 @@
-"""Self-distillation: the student also learns from a slow average of itself.
-
-    L = CE + α_t · KL(student ‖ teacher),   teacher weights ← β · teacher + (1 − β) · student
-
-    α_t = 0 until the warm-up is over, then α_end + ½ (α_start − α_end)(1 + cos(π · min(1, t / T))), t from there on
-
-The teacher is the average of the weights as they are after each step; where an update masks them, of W ⊙ M, so that it
-is dense where masks have moved. It runs without dropout and without a graph, once for each batch from the end of the
-warm-up on: a forward pass that `flops` counts. Between ranks nothing is exchanged, as all hold the same weights.
-
-Reference: `KL` in this order and the schedule are those of the Sparsae protocol; averaged teachers: Tarvainen and
-Valpola, "Mean teachers are better role models", NeurIPS 2017.
-"""
+"""Self-distillation: the student also learns from a slow average of itself."""
 
 import copy
 import math
@@ -22,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from heterodox.core import config
+from heterodox.core import slot as config
 from heterodox.core.protocols import LanguageModel
 from heterodox.core.services import Services
 from heterodox.core.state import Tree, restore
@@ -31,7 +19,22 @@ from heterodox.objective.cross_entropy import CrossEntropy
 
 
 class SelfDistillation:
-    """Cross-entropy, and the divergence from an averaged teacher."""
+    """Self-distillation: the student also learns from a slow average of itself.
+
+        L = CE + α_t · KL(student ‖ teacher),   teacher weights ← β · teacher + (1 − β) · student
+
+        α_t = 0 until the warm-up is over, then α_end + ½ (α_start − α_end)(1 + cos(π · min(1, t / T))), t from there on
+
+    The teacher is the average of the weights as they are after each step; where an update masks them, of W ⊙ M, so that
+    it is dense where masks have moved. It runs without dropout and without a graph, once for each batch from the end of
+    the warm-up on: a forward pass that `flops` counts. Between ranks nothing is exchanged, as all hold the same
+    weights.
+
+    Reference: `KL` in this order and the schedule are those of the Sparsae protocol; averaged teachers: Tarvainen and
+    Valpola, "Mean teachers are better role models", NeurIPS 2017.
+
+    Cross-entropy, and the divergence from an averaged teacher.
+    """
 
     class Config(config.Config):
         name: Literal["self_distillation"] = "self_distillation"

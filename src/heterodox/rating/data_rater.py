@@ -1,12 +1,4 @@
-"""Filter or reweight examples by a meta-learned rater.
-
-    filter     the bottom of a batch drawn larger is dropped, and what is left counts alike
-    reweight   w_i = n·s_i / Σ_j s_j over the global batch, s = weighting(R(x; φ))
-
-`rater` is the folder of a run that trained one, as its learner or by `train`; its averaged weights are used, and stay
-as they are. With `train` instead, the rater is meta-trained within this run, before its first step, and the run is
-charged for it: every token and every FLOP. Reference: Calian et al., "DataRater: Meta-learned dataset curation", 2025.
-"""
+"""Filter or reweight examples by a meta-learned rater."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,24 +9,39 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from heterodox.core import config
+from heterodox.core import slot as config
 from heterodox.core.services import Services, no_supply
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Batch, Cost, Diagnosis
 from heterodox.meta.cost import training_cost
-from heterodox.meta.growth import explosion
-from heterodox.meta.load import load_rater, rater_fingerprint, rater_options
-from heterodox.meta.options import surrogates, too_wide
+from heterodox.meta.options import ScoreWeighting, surrogates, too_wide
 from heterodox.meta.population import check_population
 from heterodox.meta.rater import Rater, build_rater
-from heterodox.meta.session import RaterTraining, TrainOptions, rater_bytes
-from heterodox.meta.weighting import ScoreWeighting
-from heterodox.rating.base import KEEP, RatingConfig, num_drawn
-from heterodox.rating.filtering import Filter
+from heterodox.meta.training import (
+    RaterTraining,
+    TrainOptions,
+    explosion,
+    load_rater,
+    rater_bytes,
+    rater_fingerprint,
+    rater_options,
+)
+from heterodox.rating.base import KEEP, Filter, RatingConfig, num_drawn
 
 
 class DataRater(Filter):
-    """Scores of a rater that no longer learns."""
+    """Filter or reweight examples by a meta-learned rater.
+
+        filter     the bottom of a batch drawn larger is dropped, and what is left counts alike
+        reweight   w_i = n·s_i / Σ_j s_j over the global batch, s = weighting(R(x; φ))
+
+    `rater` is the folder of a run that trained one, as its learner or by `train`; its averaged weights are used, and
+    stay as they are. With `train` instead, the rater is meta-trained within this run, before its first step, and the
+    run is charged for it: every token and every FLOP. Reference: Calian et al., "DataRater: Meta-learned dataset
+    curation", 2025.
+
+    Scores of a rater that no longer learns.
+    """
 
     class Config(RatingConfig):
         name: Literal["data_rater"] = "data_rater"

@@ -1,7 +1,5 @@
 """Charts, one self-contained HTML page and Markdown about finished runs, made from their files alone."""
 
-from heterodox.report.figures import write_figures
-from heterodox.report.markdown import write_markdown
-from heterodox.report.page import write_report
+from heterodox.report.page import write_figures, write_markdown, write_report
 
 __all__ = ["write_figures", "write_markdown", "write_report"]

@@ -4,18 +4,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from heterodox.report import context
-from heterodox.report.alignment import MEASURES, alignment, norm_bound
-from heterodox.report.charts import alignment_chart, auc_chart, final_chart, loss_chart, monitor_chart, scores_chart
-from heterodox.report.curves import COSTS, curves, finals, span
-from heterodox.report.gap import gap_chart, gaps
-from heterodox.report.mask_charts import course_chart, decision_chart, density_chart
-from heterodox.report.masks import COURSES, mask_courses, masks
-from heterodox.report.monitor import monitor
-from heterodox.report.palette import styles
-from heterodox.report.pareto import pareto, pareto_charts
-from heterodox.report.rater import raters
-from heterodox.report.study import Study
+from heterodox.report import facts as context
+from heterodox.report.charts import (
+    alignment_chart,
+    auc_chart,
+    course_chart,
+    decision_chart,
+    density_chart,
+    final_chart,
+    loss_chart,
+    monitor_chart,
+    pareto,
+    pareto_charts,
+    scores_chart,
+    styles,
+)
+from heterodox.report.data import Study
+from heterodox.report.series import COSTS, MEASURES, alignment, curves, finals, norm_bound, span
+from heterodox.report.tables import COURSES, gap_chart, gaps, mask_courses, masks, monitor, raters
 
 
 @dataclass(frozen=True)

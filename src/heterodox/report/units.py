@@ -4,7 +4,7 @@ import re
 
 from markupsafe import Markup, escape
 
-from heterodox.comparison.statistics import Number, is_finite
+from heterodox.report.statistics import Number, is_finite
 
 MISSING = "–"
 THIN = "\u202f"

@@ -1,14 +1,7 @@
-"""Adam with decoupled weight decay.
-
-    m ← β₁ m + (1−β₁) g,  v ← β₂ v + (1−β₂) g²,  w ← w − η λ w − η m̂ / (√v̂ + ε)
-
-Reference: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019. The arithmetic is PyTorch's own
-(fused where it has a kernel); the moments are kept by parameter name. Where entries have been forgotten, each has an
-age of its own, and its bias is corrected by that: m̂ = m / (1 − β₁^age), v̂ = v / (1 − β₂^age).
-"""
+"""Adam with decoupled weight decay."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Literal
 
@@ -18,17 +11,38 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from heterodox.core import config
-from heterodox.core.errors import RecipeError
+from heterodox.core import slot as config
+from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.core.services import Services
 from heterodox.core.state import Tree
-from heterodox.update.moments import check_names
+
+# Moments in a checkpoint: an update makes them as it needs them, so their names are saved beside them.
+
+
+def check_names(saved: Tree, found: Iterable[str], what: str) -> None:
+    """Raise `CheckpointError` unless `found` are the names that `saved` says it was written with."""
+    if "names" not in saved:
+        raise CheckpointError(f"the checkpoint lacks the {what} every parameter: it belongs to another recipe")
+    if differing := set(saved["names"]) ^ set(found):
+        name = min(differing)
+        place = "lacks the" if name in saved["names"] else "has unknown"
+        raise CheckpointError(f"the checkpoint {place} {what} {name!r}: it is damaged, or belongs to another recipe")
+
 
 MOMENTS = {"first", "second", "step"}
 
 
 class AdamW:
-    """AdamW over named parameters. A parameter that has had no gradient has no moments and does not decay."""
+    """Adam with decoupled weight decay.
+
+        m ← β₁ m + (1−β₁) g,  v ← β₂ v + (1−β₂) g²,  w ← w − η λ w − η m̂ / (√v̂ + ε)
+
+    Reference: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019. The arithmetic is PyTorch's
+    own (fused where it has a kernel); the moments are kept by parameter name. Where entries have been forgotten, each
+    has an age of its own, and its bias is corrected by that: m̂ = m / (1 − β₁^age), v̂ = v / (1 − β₂^age).
+
+    AdamW over named parameters. A parameter that has had no gradient has no moments and does not decay.
+    """
 
     class Config(config.Config):
         name: Literal["adamw"] = "adamw"

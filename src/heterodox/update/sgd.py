@@ -1,10 +1,4 @@
-"""Stochastic gradient descent with momentum.
-
-    u ← μ u + g + λ w,   w ← w − η u
-
-Reference: Robbins and Monro, "A stochastic approximation method", 1951; momentum: Polyak, 1964. The arithmetic is
-PyTorch's own (fused where it has a kernel).
-"""
+"""Stochastic gradient descent with momentum."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -16,13 +10,21 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.sgd import sgd
 
-from heterodox.core import config
+from heterodox.core import slot as config
 from heterodox.core.state import Tree
-from heterodox.update.moments import check_names
+from heterodox.update.adamw import check_names
 
 
 class SGD:
-    """SGD over named parameters; velocities are kept by parameter name."""
+    """Stochastic gradient descent with momentum.
+
+        u ← μ u + g + λ w,   w ← w − η u
+
+    Reference: Robbins and Monro, "A stochastic approximation method", 1951; momentum: Polyak, 1964. The arithmetic is
+    PyTorch's own (fused where it has a kernel).
+
+    SGD over named parameters; velocities are kept by parameter name.
+    """
 
     class Config(config.Config):
         name: Literal["sgd"] = "sgd"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from heterodox.comparison.course import course
-from heterodox.report.curves import curves
-from heterodox.report.study import read_study
+from heterodox.report.data import read_study
+from heterodox.report.series import curves
+from heterodox.study.study import course
 from tests.unit.report.synthetic_study import write_study
 
 

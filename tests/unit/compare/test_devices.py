@@ -2,9 +2,9 @@
 
 import pytest
 
-from heterodox.comparison.jobs import Job
-from heterodox.comparison.study import Study
-from heterodox.run.folder import RunFolder
+from heterodox.app.folder import RunFolder
+from heterodox.study.jobs import Job
+from heterodox.study.study import Study
 from tests.tiny import tiny_recipe
 
 

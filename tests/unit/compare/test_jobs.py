@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from heterodox.comparison.jobs import Job, run_jobs
+from heterodox.app.folder import RunFolder
 from heterodox.core.errors import CheckpointError
-from heterodox.run.folder import RunFolder
+from heterodox.study.jobs import Job, run_jobs
 from tests.tiny import tiny_recipe
 
 

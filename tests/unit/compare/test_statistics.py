@@ -6,7 +6,7 @@ import math
 import pytest
 from scipy import stats
 
-from heterodox.comparison.statistics import (
+from heterodox.report.statistics import (
     Interval,
     architecture,
     architectures,

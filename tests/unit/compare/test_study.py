@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from heterodox.comparison.jobs import Job, run_jobs
-from heterodox.comparison.study import Study
+from heterodox.app.folder import RunFolder
+from heterodox.app.recipe import Recipe
+from heterodox.app.train import train
+from heterodox.cli.console import StudyProgress
 from heterodox.core.errors import RecipeError
-from heterodox.log.progress import StudyProgress
-from heterodox.recipe import Recipe
-from heterodox.run.checkpoint import Checkpoints
-from heterodox.run.folder import RunFolder
-from heterodox.run.train import train
+from heterodox.study.jobs import Job, run_jobs
+from heterodox.study.study import Study
+from heterodox.training.checkpoint import Checkpoints
 from tests.command import heterodox, refused
 from tests.saved import assert_same_bits, tensors, timeless
 from tests.tiny import tiny_recipe
@@ -47,8 +47,8 @@ def disturbed(out: Path, disturb: Any) -> dict[str, Any]:
             disturb(job)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("heterodox.comparison.study.run_jobs", partial(run_jobs, interval=0.02))
-        patch.setattr("heterodox.comparison.study.write_report", lambda *_: None)
+        patch.setattr("heterodox.study.study.run_jobs", partial(run_jobs, interval=0.02))
+        patch.setattr("heterodox.study.study.write_report", lambda *_: None)
         return Study(list(RECIPES.values()), out, num_seeds=1, jobs=2).run(watch)
 
 
@@ -156,7 +156,7 @@ def test_the_command_shows_the_table_and_fails_where_a_run_did(story, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_command_tells_the_signal_that_stopped_it(number, code, story, tmp_path, monkeypatch):
     monkeypatch.setattr(StudyProgress, "update", lambda *_: os.kill(os.getpid(), number))
-    monkeypatch.setattr("heterodox.comparison.study.write_report", lambda *_: None)
+    monkeypatch.setattr("heterodox.study.study.write_report", lambda *_: None)
     answer = heterodox("compare", *files(tmp_path, *RECIPES.values()), "--out", story["out"])
     assert answer.code == code
     assert "the same command goes on from here" in answer.out

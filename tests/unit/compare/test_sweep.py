@@ -15,11 +15,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from heterodox.comparison.search import combinations, parse_search, trial_name, tried
-from heterodox.comparison.sweep import Sweep
+from heterodox.app.recipe import Recipe, load_recipe
+from heterodox.cli.console import sweep_summary
 from heterodox.core.errors import CheckpointError, RecipeError
-from heterodox.log.console import sweep_summary
-from heterodox.recipe import Recipe, load_recipe
+from heterodox.study.sweep import Sweep, combinations, parse_search, trial_name, tried
 from tests.command import heterodox, refused
 from tests.tiny import tiny_recipe
 

@@ -8,15 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from heterodox.core.errors import CheckpointError
-from heterodox.core.files import (
-    TEMPORARY,
-    as_path,
-    parse_json,
-    read_json,
-    read_yaml,
-    replacing,
-    write_atomically,
-)
+from heterodox.core.files import TEMPORARY, as_path, parse_json, read_json, read_yaml, replacing, write_atomically
 
 NUMBERS = TypeAdapter(dict[str, int])
 

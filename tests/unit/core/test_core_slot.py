@@ -6,11 +6,11 @@ from textwrap import dedent
 
 import pytest
 
-from heterodox import catalog
+from heterodox.app import catalog
+from heterodox.app.recipe import check, load_recipe
+from heterodox.app.train import train
 from heterodox.core.errors import RecipeError
-from heterodox.data.tokenizer import parse
-from heterodox.recipe import check, load_recipe
-from heterodox.run.train import train
+from heterodox.data.tokenizers import parse
 from tests.command import heterodox, recipe_file, refused
 from tests.plugins import distribution, installed
 from tests.tiny import CORPUS, tiny_recipe
@@ -66,8 +66,8 @@ OTHERS = dedent('''\
     import numpy as np
 
     from heterodox.core import config
-    from heterodox.data.corpus import Corpus, Document
-    from heterodox.data.tokenizer import Tokenizer
+    from heterodox.data.corpora import Corpus, Document
+    from heterodox.data.tokenizers import Tokenizer
     from heterodox.update.sparse.topology import Topology
 
 

@@ -8,8 +8,7 @@ import torch
 from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
 from heterodox.credit import DirectFeedback, FeedbackAlignment, KolenPollack
-from heterodox.credit.feedback import linear_layers
-from heterodox.credit.feedback_matrices import draw_feedback
+from heterodox.credit.feedback import draw_feedback, linear_layers
 from tests.tiny import tiny_gpt, tiny_recipe
 
 KINDS = ["gaussian", "orthogonal", "orthogonal_he", "sparse"]

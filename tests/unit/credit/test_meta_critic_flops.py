@@ -5,9 +5,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from heterodox.app.session import build_model
 from heterodox.core.rng import Streams
 from heterodox.objective import CrossEntropy
-from heterodox.run.session import build_model
 from tests.switches import ALL_AT_ONCE
 from tests.tiny import tiny_batch, tiny_recipe
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from heterodox.app.train import train
 from heterodox.core.errors import CheckpointError
 from heterodox.credit import Backprop
-from heterodox.log.jsonl import read_rows
 from heterodox.objective import CrossEntropy
-from heterodox.run.train import train
+from heterodox.training.metrics import read_rows
 from tests.meta_critic import meta_of, rule_of
 from tests.signals import WEIGHTS, grads_of, same, signal_of
 from tests.tiny import tiny_batch, tiny_gpt, tiny_recipe

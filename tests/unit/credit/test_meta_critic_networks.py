@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from heterodox.core.comm import Solo
-from heterodox.credit.meta_critic.forward import main_forward
-from heterodox.credit.meta_critic.network import Network
-from heterodox.credit.meta_critic.target import look, token_losses
+from heterodox.credit.meta_critic.forward import look, main_forward, token_losses
+from heterodox.credit.meta_critic.networks import Network
 from heterodox.objective import CrossEntropy
 from tests.meta_critic import meta_of, rule_of
 from tests.signals import WEIGHTS, same

@@ -3,19 +3,19 @@
 import pytest
 import torch
 
+from heterodox.app.plan import plan
+from heterodox.app.recipe import check
+from heterodox.app.session import build_learner, build_model, open_session
+from heterodox.app.train import train
 from heterodox.core.comm import Solo
 from heterodox.core.errors import RecipeError
+from heterodox.core.memory import activation_bytes
 from heterodox.core.rng import Streams
 from heterodox.core.types import Batch
-from heterodox.credit.meta_critic.mask import largest, units_kept
-from heterodox.credit.meta_critic.target import draw_projection
-from heterodox.log.jsonl import read_rows
+from heterodox.credit.meta_critic.forward import draw_projection
+from heterodox.credit.meta_critic.networks import largest, units_kept
 from heterodox.objective import CrossEntropy
-from heterodox.probe import activation_bytes
-from heterodox.recipe import check
-from heterodox.run.plan import plan
-from heterodox.run.session import build_learner, build_model, open_session
-from heterodox.run.train import train
+from heterodox.training.metrics import read_rows
 from tests.tiny import tiny_batch, tiny_recipe
 
 TWELVE = {"budget": {"steps": 12}}
@@ -196,11 +196,11 @@ def test_a_plan_of_a_long_run_takes_the_mean_of_the_steps_that_it_looks_at(monke
     credit = {"name": "meta_critic", "meta_every": 4}
     plans = []
     for horizon in (8, 10_000):
-        monkeypatch.setattr("heterodox.run.plan.HORIZON", horizon)
+        monkeypatch.setattr("heterodox.app.plan.HORIZON", horizon)
         plans.append(plan(tiny_recipe(credit=credit, run={"budget": {"steps": 400}})))
     assert plans[0] == plans[1]
     budget = {"flops": plans[0]["flops"]}
-    monkeypatch.setattr("heterodox.run.plan.HORIZON", 8)
+    monkeypatch.setattr("heterodox.app.plan.HORIZON", 8)
     assert plan(tiny_recipe(credit=credit, run={"budget": budget}))["steps"] == 400
 
 

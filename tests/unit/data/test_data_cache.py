@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from heterodox.core.errors import CorpusError
-from heterodox.data import DataConfig, cache
-from heterodox.data.tokenizer import Byte
+from heterodox.data import DataConfig
+from heterodox.data import dataset as cache
+from heterodox.data.tokenizers import Byte
 
 CORPUS = {"name": "grammar", "length": 2000}
 
@@ -60,7 +61,7 @@ def test_whatever_determines_the_tokens_determines_the_folder(change, token_cach
 def test_a_trained_tokenizer_comes_back_from_the_cache(monkeypatch):
     config = DataConfig(corpus=CORPUS, tokenizer={"name": "bpe", "vocab_size": 300})
     first = config.build()
-    monkeypatch.setattr("heterodox.data.tokenizer.bpe.train", None)
+    monkeypatch.setattr("heterodox.data.tokenizers.train", None)
     second = config.build()
     assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
     assert second.splits["train"].num_bytes == 1700

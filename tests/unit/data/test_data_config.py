@@ -6,9 +6,10 @@ from pydantic import ValidationError
 
 from heterodox.core.errors import CorpusError
 from heterodox.data import DataConfig
-from heterodox.data.cache import cache_root
-from heterodox.data.corpus import File, Grammar, Stdlib
-from heterodox.data.tokenizer import Byte
+from heterodox.data.corpora import File, Stdlib
+from heterodox.data.dataset import cache_root
+from heterodox.data.grammar import Grammar
+from heterodox.data.tokenizers import Byte
 
 SMALL = {"name": "grammar", "length": 4000}
 

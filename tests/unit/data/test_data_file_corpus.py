@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 
 from heterodox.core.errors import CorpusError
-from heterodox.data.corpus import Document, File
+from heterodox.data.corpora import Document, File
 
 
 def read(path: Path, **options: str) -> list[Document]:

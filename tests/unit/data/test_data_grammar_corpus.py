@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from heterodox.data.corpus import Grammar
-from heterodox.data.corpus.grammar import ALPHABET, UNIFORM_SHARE
+from heterodox.data.grammar import ALPHABET, UNIFORM_SHARE, Grammar
 
 
 def brute_force_entropies(grammar: Grammar) -> list[float]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from heterodox.core.errors import CorpusError, RecipeError
-from heterodox.data.corpus import HuggingFace
+from heterodox.data.huggingface import HuggingFace
 
 TEXTS = ["one", "two", "three"]
 

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heterodox.core.errors import CorpusError
-from heterodox.data.corpus import Document
-from heterodox.data.documents import Gathered, gather
-from heterodox.data.splitting import divide, place_borders
+from heterodox.data.corpora import Document, Gathered, gather
+from heterodox.data.dataset import divide, place_borders
 
 FRACTIONS = {"train": 0.85, "meta": 0.05, "val": 0.05, "test": 0.05}
 

@@ -1,7 +1,7 @@
 import pytest
 
 from heterodox.core.errors import CorpusError
-from heterodox.data.corpus import Stdlib
+from heterodox.data.corpora import Stdlib
 
 
 def test_the_standard_library_is_there_and_nearly_fills_its_limit():

@@ -11,12 +11,19 @@ from tokenizers import models, pre_tokenizers
 
 from heterodox.core.errors import CheckpointError, CorpusError
 from heterodox.data import load_tokenizer
-from heterodox.data.tokenizer import BPE, Byte, Char, Tokenizer, TokenizerFile, subword
-from heterodox.data.tokenizer.base import continuation
-from heterodox.data.tokenizer.bpe import _words as pieces
-from heterodox.data.tokenizer.bpe import train
-from heterodox.data.tokenizer.reversible import text_bytes
-from heterodox.data.tokenizer.subword import Subword
+from heterodox.data import tokenizers as subword
+from heterodox.data.tokenizers import (
+    BPE,
+    Byte,
+    Char,
+    Subword,
+    Tokenizer,
+    TokenizerFile,
+    continuation,
+    text_bytes,
+    train,
+)
+from heterodox.data.tokenizers import _words as pieces
 
 PROSE = "The quick brown fox\njumps over the lazy dog — zwölf Boxkämpfer, 日本語, 🦊!\n\n  Indented.\n" * 40
 any_text = st.text(st.characters(exclude_categories=["Cs"]))

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from heterodox.log.console import FinalTable, alignment_table, comparison_summary, explanation, training_summary
+from heterodox.cli.console import FinalTable, alignment_table, comparison_summary, explanation, training_summary
 
 
 def interval(mean: float, half: float | None = 0.012) -> dict:

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from heterodox.core.errors import CheckpointError
-from heterodox.log.jsonl import MetricsFile, last_rows, read_rows
+from heterodox.training.metrics import MetricsFile, last_rows, read_rows
 
 
 def train_row(step: int, **more) -> dict:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from heterodox.log.progress import ProgressConsole, StudyProgress, TrainingProgress, spent
+from heterodox.cli.console import ProgressConsole, StudyProgress, TrainingProgress, spent
 
 
 def terminal(width: int = 80) -> Console:
@@ -37,7 +37,7 @@ def row(kind: str, step: int, **more) -> dict:
 def clock(monkeypatch):
     """Seconds that pass when the test says so."""
     now = SimpleNamespace(time=100.0)
-    monkeypatch.setattr("heterodox.log.progress.time.monotonic", lambda: now.time)
+    monkeypatch.setattr("heterodox.cli.console.time.monotonic", lambda: now.time)
     return now
 
 

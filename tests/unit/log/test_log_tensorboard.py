@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from heterodox.core.errors import CheckpointError, RecipeError
-from heterodox.log.tensorboard import TensorBoard, require_tensorboard
+from heterodox.training.recorder import TensorBoard, require_tensorboard
 
 ROWS = [
     {"kind": "train", "step": 1, "tokens": 8, "loss": 2.0, "note": "text"},

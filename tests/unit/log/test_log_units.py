@@ -2,7 +2,7 @@
 
 import pytest
 
-from heterodox.log import units
+from heterodox.core import units
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from heterodox.meta.auc import auc, auc_by_kind
+from heterodox.meta.rater import auc, auc_by_kind
 
 
 def test_it_is_the_share_of_pairs_in_the_right_order():

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 
-from heterodox.meta.schedule import moves, recorded
+from heterodox.meta.gradient import moves, recorded
 
 LENGTHS = [*range(1, 12), 16, 17, 37, 64, 100, 256, 1500]
 

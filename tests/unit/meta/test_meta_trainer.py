@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from heterodox.meta.growth import adjoint_growth, explosion
 from heterodox.meta.problem import WeightedLoss
-from heterodox.meta.session import TokenLoss
+from heterodox.meta.training import TokenLoss, adjoint_growth, explosion
 from tests.meta_training import meta_trainer, weights_of
 from tests.tiny import tiny_batch, tiny_gpt
 

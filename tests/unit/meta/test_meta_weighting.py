@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from heterodox.meta.options import WeightingOptions
-from heterodox.meta.weighting import ScoreWeighting
+from heterodox.meta.options import ScoreWeighting, WeightingOptions
 
 SCORES = torch.tensor([-3.0, -0.5, 0.2, 4.0], dtype=torch.float64)
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from heterodox.model import dynamics as diagnosis
 from heterodox.model import generate
 from heterodox.model.dynamics import (
     Linearisation,
     Relaxed,
     SpectralRadius,
     all_before,
-    diagnosis,
     per_example,
     per_position,
     relax,

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from heterodox.app.recipe import Recipe
 from heterodox.core.comm import Solo
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
-from heterodox.learner.data_rater import inner_update
-from heterodox.meta.session import TrainOptions, inner_adamw
+from heterodox.learner.rater import inner_update
+from heterodox.meta.training import TrainOptions, inner_adamw
 from heterodox.rating import DataRater
-from heterodox.recipe import Recipe
 from tests.tiny import tiny_batch, tiny_gpt
 
 RATER = {"layers": 0, "width": 8}

@@ -5,13 +5,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from heterodox.app.session import open_session
 from heterodox.core.comm import Solo
 from heterodox.core.errors import CheckpointError
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.objective import CrossEntropy
 from heterodox.rating import Perplexity, Random
-from heterodox.run.session import open_session
 from tests.tiny import tiny_batch, tiny_gpt, tiny_recipe
 
 KEEPS = [0.5, 0.7, 0.85, 1.0, 1 / 3]

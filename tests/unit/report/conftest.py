@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from heterodox.report import write_report
-from heterodox.report.study import Study, read_study
+from heterodox.report.data import Study, read_study
 from tests.unit.report.synthetic_study import write_study
 
 

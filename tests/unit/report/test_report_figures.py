@@ -10,8 +10,7 @@ import vl_convert
 
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.report import write_figures
-from heterodox.report.charts import scores_chart
-from heterodox.report.pareto import pareto
+from heterodox.report.charts import pareto, scores_chart
 from tests.unit.report.synthetic_study import COSINE, FINAL, write_study
 
 

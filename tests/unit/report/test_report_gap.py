@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from heterodox.report.curves import curves
-from heterodox.report.gap import gaps
-from heterodox.report.study import Study
+from heterodox.report.data import Study
+from heterodox.report.series import curves
+from heterodox.report.tables import gaps
 
 
 def _study(curves_: dict[str, list[tuple[float, float]]], study: Study) -> Study:

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from heterodox.comparison.statistics import table
 from heterodox.report import write_report
+from heterodox.report.data import read_study
 from heterodox.report.drawings import density_cells, drawings
-from heterodox.report.masks import mask_courses, mask_table, masks
-from heterodox.report.study import read_study
+from heterodox.report.statistics import table
+from heterodox.report.tables import mask_courses, mask_table, masks
 
 LAYERS = ("blocks.1.mlp.fc.weight", "blocks.0.attn.q.weight")
 

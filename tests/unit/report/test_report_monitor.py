@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from heterodox.report.monitor import monitor
+from heterodox.report.data import read_study
 from heterodox.report.page import render
-from heterodox.report.study import read_study
+from heterodox.report.tables import monitor
 from tests.unit.report.synthetic_study import write_study
 
 

@@ -5,15 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from heterodox.comparison.statistics import interval
 from heterodox.report import units
-from heterodox.report.alignment import alignment, by_depth, first_to_show, norm_bound
-from heterodox.report.context import facts
-from heterodox.report.curves import curves, span, thin
-from heterodox.report.origins import origins
-from heterodox.report.palette import DARK, LIGHT, styles
-from heterodox.report.recipes import recipes
-from heterodox.report.study import Study
+from heterodox.report.charts import DARK, LIGHT, styles
+from heterodox.report.data import Study
+from heterodox.report.facts import facts
+from heterodox.report.series import alignment, by_depth, curves, first_to_show, norm_bound, span, thin
+from heterodox.report.statistics import interval
+from heterodox.report.tables import origins, recipes
 
 
 def test_mean_curve_is_the_mean_of_finished_seeds(study: Study):

@@ -4,10 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from heterodox.comparison.statistics import table
-from heterodox.report.read import Run
-from heterodox.report.reading import headline, remarks
-from heterodox.report.study import Study
+from heterodox.report.data import Run, Study, headline, remarks
+from heterodox.report.statistics import table
 
 LOSSES = {"backprop": (1.0, 1.1, 1.2), "rule": (1.5, 1.62, 1.7), "head_only": (2.0, 2.1, 2.21)}
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from heterodox.core.errors import CheckpointError
-from heterodox.report.study import Study, read_study
+from heterodox.report.data import Study, read_study
 from tests.unit.report.synthetic_study import FINAL, write_run, write_study
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from heterodox.run.train import train
+from heterodox.app.train import train
 from tests.tiny_rater import rater_recipe
 
 

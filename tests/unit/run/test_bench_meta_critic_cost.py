@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from heterodox.app.recipe import load_recipe
+from heterodox.core.memory import activation_bytes
 from heterodox.credit import Backprop
 from heterodox.objective import CrossEntropy
-from heterodox.probe.memory import activation_bytes
-from heterodox.recipe import load_recipe
 from tests.signals import WEIGHTS, grads_of, same
 from tests.tiny import tiny_batch, tiny_gpt
 

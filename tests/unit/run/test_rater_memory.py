@@ -2,12 +2,12 @@
 
 import pytest
 
+from heterodox.app.plan import plan
+from heterodox.app.session import open_session
+from heterodox.app.train import train
 from heterodox.core.comm import Solo
-from heterodox.core.held import measure_held_bytes
+from heterodox.core.memory import measure_held_bytes
 from heterodox.meta.cost import stored_bytes
-from heterodox.run.plan import plan
-from heterodox.run.session import open_session
-from heterodox.run.train import train
 from tests.saved import assert_same_bits, tensors
 from tests.tiny import tiny_recipe
 from tests.tiny_rater import LEARNER, rater_recipe, user_recipe
@@ -73,7 +73,7 @@ def test_one_that_loads_it_is_not(trained_rater):
 def test_finding_out_changes_nothing(tmp_path, monkeypatch):
     recipe = user_recipe({"train": TRAIN}, model={"dropout": 0.1})
     train(recipe, tmp_path / "run")
-    monkeypatch.setattr("heterodox.learner.gradient.rated.held_bytes", lambda *_: 0)
+    monkeypatch.setattr("heterodox.learner.step.rated.rating_held_bytes", lambda *_: 0)
     train(recipe, tmp_path / "unmeasured")
     assert_same_bits(tensors(tmp_path / "run"), tensors(tmp_path / "unmeasured"))
 

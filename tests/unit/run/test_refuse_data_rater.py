@@ -2,11 +2,11 @@
 
 import pytest
 
+from heterodox.app.plan import plan
+from heterodox.app.recipe import Recipe
+from heterodox.app.session import open_session
 from heterodox.core.comm import Solo
 from heterodox.core.errors import RecipeError
-from heterodox.recipe import Recipe
-from heterodox.run.plan import plan
-from heterodox.run.session import open_session
 from tests.tiny import tiny_recipe
 from tests.tiny_rater import RUN, rater_recipe, user_recipe
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
+from heterodox.app.train import train
 from heterodox.core.types import Cost
-from heterodox.run.budget import Progress, lr_scale
-from heterodox.run.config import Budget, RunConfig
-from heterodox.run.train import train
+from heterodox.training.config import Budget, RunConfig
+from heterodox.training.loop import Progress, lr_scale
 from tests.tiny import tiny_recipe
 
 TOKENS = 8 * 16  # in a step of the tiny recipe

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from heterodox.app.session import open_session
 from heterodox.core.errors import CheckpointError
-from heterodox.log.jsonl import MetricsFile
-from heterodox.run.checkpoint import Checkpoints
-from heterodox.run.session import open_session
+from heterodox.training.checkpoint import Checkpoints
+from heterodox.training.metrics import MetricsFile
 from tests.command import answer_of, heterodox, launch, recipe_file, refused
 from tests.saved import assert_same_bits, tensors, timeless
 
@@ -70,7 +70,7 @@ def test_going_back_replaces_what_came_later(tmp_path):
 def test_going_back_leaves_no_hole_in_the_metrics(run, recipe, monkeypatch):
     """A run that went back and was killed before its first checkpoint is where it went back to."""
     with monkeypatch.context() as patch:
-        patch.setattr("heterodox.run.trainer.Trainer.run", lambda *_: sys.exit(9))
+        patch.setattr("heterodox.training.loop.Trainer.run", lambda *_: sys.exit(9))
         back = ("train", recipe, "--out", run, "--resume", "--checkpoint", "step-00000010", "--quiet")
         assert "sys.exit(9)" in heterodox(*back).err
     assert Checkpoints(run / "checkpoints").names() == ["step-00000010"]
@@ -88,7 +88,7 @@ def test_a_run_that_another_process_has_just_ended_is_left_alone(run, recipe, wh
             shutil.copytree(whole / "checkpoints", run / "checkpoints")
             return open_session(*arguments)
 
-        patch.setattr("heterodox.run.train.open_session", opening)
+        patch.setattr("heterodox.app.train.open_session", opening)
         answer = heterodox("train", recipe, "--out", run, "--resume")
     refused(answer, "another process has just trained in")
     assert_same_bits(tensors(run), tensors(whole))
@@ -149,8 +149,8 @@ def test_the_oldest_one_offers_none(run, recipe):
 
 STAGES = [
     ("pathlib.Path.mkdir", 1, "the folder"),
-    ("heterodox.run.checkpoint.save_file", 1, "the weights"),
-    ("heterodox.run.checkpoint.save_file", 2, "the state"),
+    ("heterodox.training.checkpoint.save_file", 1, "the weights"),
+    ("heterodox.training.checkpoint.save_file", 2, "the state"),
     ("heterodox.core.files.sync", 1, "syncing the weights"),
     ("pathlib.Path.write_text", 1, "the JSON"),
     ("heterodox.core.files.sync", 3, "syncing the JSON"),
@@ -218,7 +218,7 @@ def test_metrics_that_cannot_be_written(run, whole, recipe, monkeypatch):
 
     back = ("train", recipe, "--out", run, "--resume", "--checkpoint", "step-00000010", "--quiet")
     with monkeypatch.context() as patch:
-        patch.setattr("heterodox.run.train.MetricsFile", Filling)
+        patch.setattr("heterodox.app.train.MetricsFile", Filling)
         refused(heterodox(*back), f"cannot write {run / 'metrics.jsonl'}: No space left on device")
     assert heterodox(*back).code == 0
     assert_same_bits(tensors(run), tensors(whole))

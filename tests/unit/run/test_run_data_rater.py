@@ -7,15 +7,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from heterodox.app.plan import plan
+from heterodox.app.session import open_session
+from heterodox.app.train import train
+from heterodox.app.use import probe_run
 from heterodox.core.comm import Solo
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.core.protocols import LanguageModel
-from heterodox.log.jsonl import read_rows
-from heterodox.run.config import Budget
-from heterodox.run.plan import plan
-from heterodox.run.probe_run import probe_run
-from heterodox.run.session import open_session
-from heterodox.run.train import train
+from heterodox.training.config import Budget
+from heterodox.training.metrics import read_rows
 from tests.saved import assert_same_bits, tensors, timeless
 from tests.tiny import tiny_recipe
 from tests.tiny_rater import LEARNER, rater_recipe, user_recipe

@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
+from heterodox.app.train import train
 from heterodox.credit import Backprop
-from heterodox.log.jsonl import read_rows
-from heterodox.run.checkpoint import Checkpoints
-from heterodox.run.train import train
-from heterodox.run.trainer import Trainer
+from heterodox.training.checkpoint import Checkpoints
+from heterodox.training.loop import Trainer
+from heterodox.training.metrics import read_rows
 from tests.command import heterodox, recipe_file
 from tests.tiny import tiny_batch, tiny_recipe
 from tests.tiny_sparse import options, sparse_learner
@@ -72,7 +72,7 @@ def test_weights_that_are_not_finite_are_never_a_checkpoint(tmp_path, monkeypatc
 
 def test_a_validation_loss_that_is_not_finite(tmp_path, monkeypatch):
     losses = iter([2.0, math.nan])
-    monkeypatch.setattr("heterodox.run.trainer.evaluate", lambda *_: next(losses))
+    monkeypatch.setattr("heterodox.training.loop.evaluate", lambda *_: next(losses))
     run = train(tiny_recipe(), tmp_path / "run")
     assert run.summary["message"].startswith("The validation loss became nan at step 10.")
     assert run.summary["message"].endswith("The last good checkpoint is step-00000000.")

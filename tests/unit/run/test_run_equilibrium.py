@@ -8,19 +8,19 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from heterodox.app.describe import explain_part
+from heterodox.app.export import export_run
+from heterodox.app.plan import plan
+from heterodox.app.recipe import check
+from heterodox.app.train import train
 from heterodox.core.errors import RecipeError
+from heterodox.core.memory import activation_bytes
 from heterodox.core.rng import Streams
 from heterodox.core.types import ORIGINS
 from heterodox.credit import BPTT, Equilibrium, Implicit
-from heterodox.describe import explain_part
-from heterodox.log.jsonl import read_rows
 from heterodox.model import Equilibrium as Model
 from heterodox.objective import CrossEntropy
-from heterodox.probe import activation_bytes
-from heterodox.recipe import check
-from heterodox.run.export import export_run
-from heterodox.run.plan import plan
-from heterodox.run.train import train
+from heterodox.training.metrics import read_rows
 from tests.conformance.combinations import EQUILIBRIUM
 from tests.tiny import tiny_batch, tiny_recipe
 

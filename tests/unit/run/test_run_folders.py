@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from heterodox.comparison.study import Study
-from heterodox.comparison.sweep import Sweep
+from heterodox.app.export import export_run
+from heterodox.app.folder import PARTS
+from heterodox.app.load import load_run
+from heterodox.app.train import train
+from heterodox.app.use import score_run
 from heterodox.core.errors import CheckpointError
 from heterodox.core.files import TEMPORARY
 from heterodox.report import write_report
-from heterodox.run.export import export_run
-from heterodox.run.folder import PARTS
-from heterodox.run.load import load_run
-from heterodox.run.score_run import score_run
-from heterodox.run.train import train
+from heterodox.study.study import Study
+from heterodox.study.sweep import Sweep
 from tests.command import heterodox, recipe_file, refused
 from tests.tiny import tiny_recipe
 

@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from heterodox.app.train import train
 from heterodox.core.errors import CheckpointError
 from heterodox.data.scores import write_scores
-from heterodox.run.checkpoint import Checkpoints
-from heterodox.run.train import train
+from heterodox.training.checkpoint import Checkpoints
 from tests.tiny import tiny_recipe
 from tests.tiny_rater import rater_recipe, user_recipe
 

@@ -7,10 +7,10 @@ import signal
 import pytest
 import torch
 
-from heterodox.log.progress import TrainingProgress
-from heterodox.run.checkpoint import Checkpoints
-from heterodox.run.interrupt import PARENT, Interrupt
-from heterodox.run.train import train
+from heterodox.app.train import train
+from heterodox.cli.console import TrainingProgress
+from heterodox.training.checkpoint import Checkpoints
+from heterodox.training.interrupt import PARENT, Interrupt
 from tests.command import heterodox, recipe_file
 from tests.saved import assert_same_bits, tensors, timeless
 from tests.tiny import tiny_recipe
@@ -100,7 +100,7 @@ def test_before_training_nothing_is_written_or_said(number, code, recipe, tmp_pa
         os.kill(os.getpid(), number)
         raise AssertionError("the signal was ignored")
 
-    monkeypatch.setattr("heterodox.run.train.open_session", opening)
+    monkeypatch.setattr("heterodox.app.train.open_session", opening)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         answer = heterodox("train", recipe, "--out", tmp_path / "run")
@@ -121,7 +121,7 @@ def test_the_run_of_a_study_that_is_no_more_stops(recipe, tmp_path, monkeypatch)
 
 def test_a_second_signal_stops_at_once_but_an_echo_of_the_first_does_not(monkeypatch):
     now = 50.0
-    monkeypatch.setattr("heterodox.run.interrupt.time.monotonic", lambda: now)
+    monkeypatch.setattr("heterodox.training.interrupt.time.monotonic", lambda: now)
     before = signal.getsignal(signal.SIGTERM)
     with Interrupt() as interrupt:
         assert interrupt.received is None

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from heterodox.app.plan import plan
+from heterodox.app.recipe import Recipe
+from heterodox.app.session import open_session
 from heterodox.core.comm import Solo
 from heterodox.core.state import Tree, split
-from heterodox.recipe import Recipe
-from heterodox.run.plan import plan
-from heterodox.run.session import open_session
 from heterodox.update import Sparse
 from tests.conformance.combinations import RULES, UPDATE_VARIANTS, UPDATES, recipe_of, runs
 from tests.tiny import tiny_recipe

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from heterodox.log.jsonl import read_rows
-from heterodox.meta.session import RaterTraining
-from heterodox.run.checkpoint import Checkpoints
-from heterodox.run.train import train
+from heterodox.app.train import train
+from heterodox.meta.training import RaterTraining
+from heterodox.training.checkpoint import Checkpoints
+from heterodox.training.metrics import read_rows
 from tests.saved import assert_same_bits, tensors, timeless
 from tests.tiny_rater import SMALL, user_recipe
 

@@ -5,8 +5,7 @@ import subprocess
 
 import pytest
 
-from heterodox.run.revision import commit
-from heterodox.run.train import train
+from heterodox.app.train import commit, train
 from tests.tiny import tiny_recipe
 
 IDENTITY = ["-c", "user.name=a", "-c", "user.email=a@b.invalid", "-c", "commit.gpgsign=false"]
@@ -51,5 +50,5 @@ def test_without_git_there_is_none(monkeypatch):
 
 
 def test_a_summary_says_it(monkeypatch, tmp_path):
-    monkeypatch.setattr("heterodox.run.train.commit", lambda: "0123456789ab+")
+    monkeypatch.setattr("heterodox.app.train.commit", lambda: "0123456789ab+")
     assert train(tiny_recipe(run={"budget": {"steps": 1}}), tmp_path / "run").summary["commit"] == "0123456789ab+"

@@ -8,15 +8,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from heterodox.cli import app
+from heterodox.app.session import open_session
+from heterodox.app.train import train
+from heterodox.app.use import score_run
+from heterodox.cli.main import app
 from heterodox.core.comm import Solo
 from heterodox.core.errors import CheckpointError, CorpusError, RecipeError
 from heterodox.data import Windows
 from heterodox.data.scores import KEY, read_scores, write_scores
 from heterodox.report import write_report
-from heterodox.run.score_run import score_run
-from heterodox.run.session import open_session
-from heterodox.run.train import train
 from tests.saved import tensors
 from tests.tiny import tiny_recipe
 from tests.tiny_rater import LEARNER, rater_recipe, user_recipe

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from heterodox.app.session import build_learner, build_model, open_session
 from heterodox.core.comm import Solo
 from heterodox.core.rng import Streams
 from heterodox.core.services import Connected, Services, no_supply
 from heterodox.rating import Uniform
-from heterodox.run.session import build_learner, build_model, open_session
 from tests.tiny import tiny_recipe
 
 

@@ -6,20 +6,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from heterodox.app.export import describe_sparse, export_run, read_sparse
+from heterodox.app.load import load_run
+from heterodox.app.plan import plan
+from heterodox.app.recipe import load_recipe
+from heterodox.app.train import train
+from heterodox.app.use import generate_run
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.core.state import split
-from heterodox.log.jsonl import read_rows
 from heterodox.model import GPT
-from heterodox.model.dead_units import remove_dead_units
-from heterodox.model.sparse_inference import SparseLinear, for_inference
-from heterodox.recipe import load_recipe
-from heterodox.run.checkpoint import Checkpoints
-from heterodox.run.export import export_run
-from heterodox.run.generate_run import generate_run
-from heterodox.run.load import load_run
-from heterodox.run.plan import plan
-from heterodox.run.sparse_file import describe_sparse, read_sparse
-from heterodox.run.train import train
+from heterodox.model.sparse_inference import SparseLinear, for_inference, remove_dead_units
+from heterodox.training.checkpoint import Checkpoints
+from heterodox.training.metrics import read_rows
 from tests.tiny import tiny_gpt, tiny_recipe
 
 SPARSE = {"name": "sparse", "lr": 0.01, "sparsity": 0.9, "burn_in": {"steps": 2}}

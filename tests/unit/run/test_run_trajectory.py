@@ -3,15 +3,15 @@
 import pytest
 import torch
 
+from heterodox.app.folder import first_difference
+from heterodox.app.recipe import Recipe, load_recipe
+from heterodox.app.session import open_session
+from heterodox.app.train import train
 from heterodox.core.comm import Solo
 from heterodox.core.errors import RecipeError
-from heterodox.log.jsonl import read_rows
-from heterodox.recipe import Recipe, load_recipe
-from heterodox.run.checkpoint import Checkpoints
-from heterodox.run.evaluation import bits_per_byte, evaluate
-from heterodox.run.folder import first_difference
-from heterodox.run.session import open_session
-from heterodox.run.train import train
+from heterodox.training.checkpoint import Checkpoints
+from heterodox.training.evaluation import bits_per_byte, evaluate
+from heterodox.training.metrics import read_rows
 from tests.saved import assert_same_bits, tensors, timeless
 from tests.tiny import tiny_recipe
 
@@ -63,7 +63,7 @@ def test_neither_do_logging_evaluating_and_checkpointing(plain, tmp_path):
 
 
 def test_nor_does_measuring_the_held_bytes(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr("heterodox.learner.gradient.activation_bytes", lambda *_: 0)
+    monkeypatch.setattr("heterodox.learner.step.activation_bytes", lambda *_: 0)
     assert_same_bits(run_of(tiny_recipe(**DROPOUT), tmp_path / "unmeasured"), tensors(plain))
     assert Checkpoints(plain / "checkpoints").load()[1]["loader"] == {"position": 30 * 8}
 

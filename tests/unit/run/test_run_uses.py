@@ -7,13 +7,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from heterodox.app.export import export_run
+from heterodox.app.load import load_run
+from heterodox.app.plan import plan
+from heterodox.app.train import train
+from heterodox.app.use import generate_run, probe_run
 from heterodox.core.errors import CheckpointError, RecipeError
-from heterodox.run.export import export_run
-from heterodox.run.generate_run import generate_run
-from heterodox.run.load import load_run
-from heterodox.run.plan import plan
-from heterodox.run.probe_run import probe_run
-from heterodox.run.train import train
 from tests.command import heterodox
 from tests.conformance.combinations import CREDITS, recipe_of
 from tests.switches import SWITCHES

@@ -5,13 +5,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from heterodox.app.export import export_run, read_sparse
+from heterodox.app.load import load_run
+from heterodox.app.plan import plan
+from heterodox.app.train import train
 from heterodox.core.errors import CheckpointError, RecipeError
-from heterodox.log.jsonl import read_rows
-from heterodox.run.export import export_run
-from heterodox.run.load import load_run
-from heterodox.run.plan import plan
-from heterodox.run.sparse_file import read_sparse
-from heterodox.run.train import train
+from heterodox.training.metrics import read_rows
 from tests.tiny import tiny_recipe
 
 SPARSE = {"name": "sparse", "sparsity": 0.8, "lr": 0.01, "burn_in": {"steps": 0}}

@@ -6,18 +6,17 @@ import math
 import pytest
 import torch
 
+from heterodox.app.folder import open_run
+from heterodox.app.plan import plan
+from heterodox.app.session import open_session
+from heterodox.app.train import score_histogram, train
+from heterodox.app.use import score_run
 from heterodox.core.comm import Solo
 from heterodox.core.errors import CheckpointError, RecipeError
 from heterodox.core.types import Diagnosis
 from heterodox.learner import DataRater
-from heterodox.log.jsonl import read_rows
 from heterodox.meta import meta_gradient
-from heterodox.run.histogram import score_histogram
-from heterodox.run.plan import plan
-from heterodox.run.saved import open_run
-from heterodox.run.score_run import score_run
-from heterodox.run.session import open_session
-from heterodox.run.train import train
+from heterodox.training.metrics import read_rows
 from tests.tiny import tiny_recipe
 from tests.tiny_rater import DATA, SMALL, rater_recipe, user_recipe
 
@@ -31,7 +30,7 @@ def exploding(monkeypatch):
         grads = [torch.full_like(grad, torch.nan) for grad in found.grads]
         return dataclasses.replace(found, grads=grads, adjoint_norms=found.adjoint_norms * torch.nan)
 
-    monkeypatch.setattr("heterodox.meta.trainer.meta_gradient", explode)
+    monkeypatch.setattr("heterodox.meta.training.meta_gradient", explode)
 
 
 def test_an_adjoint_that_explodes_ends_the_run_and_says_so(exploding, tmp_path):
@@ -57,7 +56,7 @@ def growing(monkeypatch):
         norms[1] = 5000
         return dataclasses.replace(found, adjoint_norms=norms)
 
-    monkeypatch.setattr("heterodox.meta.trainer.meta_gradient", grow)
+    monkeypatch.setattr("heterodox.meta.training.meta_gradient", grow)
 
 
 def test_an_adjoint_that_grows_is_told_of(growing, tmp_path):
@@ -118,8 +117,8 @@ def test_a_measure_that_is_no_number_is_null_in_the_log(monkeypatch, tmp_path):
 def test_a_saved_rater_that_is_not_finite_is_refused(trained_rater, monkeypatch, tmp_path):
     saved = open_run(trained_rater)
     saved.learner["meta"]["average"]["head.bias"].fill_(torch.inf)
-    monkeypatch.setattr("heterodox.run.session.open_run", lambda _: saved)
-    monkeypatch.setattr("heterodox.run.score_run.open_run", lambda _: saved)
+    monkeypatch.setattr("heterodox.app.session.open_run", lambda _: saved)
+    monkeypatch.setattr("heterodox.app.use.open_run", lambda _: saved)
     recipe = user_recipe({"rater": str(trained_rater)})
     for use in (
         lambda: open_session(recipe, Solo(), "cpu"),

@@ -10,15 +10,20 @@ from heterodox.core.errors import RecipeError
 from heterodox.core.rng import Streams
 from heterodox.core.services import Services
 from heterodox.update import Sparse
+from heterodox.update.sparse.children import (
+    Bounds,
+    BoundsOptions,
+    Prefetch,
+    Proxy,
+    ProxyOptions,
+    layer_activities,
+    relative_signal,
+    unevenness,
+)
 from heterodox.update.sparse.masks import Masks
-from heterodox.update.sparse.newborn import first_values
-from heterodox.update.sparse.schedule import Schedule, cubic
-from heterodox.update.sparse.sparsae.bounds import Bounds, BoundsOptions
-from heterodox.update.sparse.sparsae.config import SparsaeOptions
-from heterodox.update.sparse.sparsae.prefetch import Prefetch
-from heterodox.update.sparse.sparsae.proxy import Proxy, ProxyOptions, layer_activities, unevenness
-from heterodox.update.sparse.sparsae.reset import ResetOptions, Resets
-from heterodox.update.sparse.sparsae.swaps import relative_signal
+from heterodox.update.sparse.sparsae import ResetOptions, Resets, SparsaeOptions
+from heterodox.update.sparse.topology import Schedule, cubic
+from heterodox.update.sparse.update import first_values
 from tests.tiny import tiny_batch, tiny_gpt
 from tests.tiny_sparse import RandomBatches, events_of, options, sparse_learner, supply
 

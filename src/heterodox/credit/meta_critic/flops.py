@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from heterodox.core.protocols import ForwardFlops
-from heterodox.credit.meta_critic.layout import EMBEDDINGS, Stage
-from heterodox.credit.meta_critic.network import Rows
+from heterodox.credit.meta_critic.networks import EMBEDDINGS, Rows, Stage
 from heterodox.credit.meta_critic.proposals import Proposals
 from heterodox.model import GPT
 

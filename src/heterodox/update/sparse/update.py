@@ -13,26 +13,255 @@ Kernels are dense: a mask saves no time here. `flops` counts what is carried out
 masked weights cost nothing. Reference for the family: Evci et al., "Rigging the lottery", ICML 2020.
 """
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
 
 import torch
+from jaxtyping import Float, Int
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from heterodox.core import slot as config
 from heterodox.core.comm import Comm, Solo
-from heterodox.core.extensions import ForgetfulUpdate, Window
+from heterodox.core.errors import RecipeError
+from heterodox.core.protocols import ForgetfulUpdate, LanguageModel, Window
 from heterodox.core.rng import Streams
 from heterodox.core.services import Connected, Services
 from heterodox.core.state import Tree, restore
 from heterodox.core.types import Cost, UpdateReport
-from heterodox.update.sparse.ahead import Ahead
-from heterodox.update.sparse.config import SparseOptions
-from heterodox.update.sparse.distribution import Distribution
-from heterodox.update.sparse.layers import choose_layers
-from heterodox.update.sparse.masks import Masks
-from heterodox.update.sparse.newborn import BurnIn, Initial, Nursery, first_values
-from heterodox.update.sparse.record import agree, mask_row, now
-from heterodox.update.sparse.topology import Change, Sight, Topology
+from heterodox.update.adamw import AdamW
+from heterodox.update.sgd import SGD
+from heterodox.update.sparse import methods as topologies
+from heterodox.update.sparse.masks import Distribution, Masks
+from heterodox.update.sparse.methods import RigL
+from heterodox.update.sparse.topology import Ahead, Change, DecayingSchedule, Sight, Topology
+
+# What the log is told of masks.
+
+
+def agree(comm: Comm, masks: Masks) -> None:
+    """Assert that all ranks have the same masks."""
+    if comm.world_size == 1:
+        return
+    sums = comm.gather(torch.tensor([masks.checksum()], dtype=torch.int64, device=masks.flat.device)).tolist()
+    assert len(set(sums)) == 1, f"the ranks' masks differ: checksums {sums}"
+
+
+def mask_row(update: "Sparse", before: Tensor | None) -> dict[str, Any]:
+    """The masks as they are, and how they differ from those `before`."""
+    masks, flat = update.masks, update.masks.flat
+    dead = masks.dead()
+    layers = {
+        name: {"active": active, "size": size, "dead_outputs": dead[name][0], "dead_inputs": dead[name][1]}
+        for name, active, size in zip(masks.names, masks.counts(), masks.sizes, strict=True)
+    }
+    kept = int((flat & before).sum()) if before is not None else update.num_active
+    previous = int(before.sum()) if before is not None else update.num_active
+    return {
+        "kind": "mask",
+        "event": update.num_events,
+        "active": update.num_active,
+        "size": masks.size,
+        "grown": update.num_active - kept,
+        "dropped": previous - kept,
+        "overlap": kept / max(previous, 1),
+        "explored": int(update.ever.sum()) / masks.size,
+        "checksum": masks.checksum(),
+        "search_seconds": update.search_seconds,
+        "layers": layers,
+    }
+
+
+def now(like: Tensor) -> float:
+    """Seconds on a clock, when the device that holds `like` has done what it was asked."""
+    if like.is_cuda:
+        torch.cuda.synchronize(like.device)
+    return time.perf_counter()
+
+
+# Which matrices are sparse.
+
+
+def choose_layers(model: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Parameter]:
+    """The model's matrices whose names match a shell-style pattern; by default all but embeddings and head.
+
+    Raises `RecipeError` for a pattern that matches none.
+    """
+    matrices = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim == 2}
+    if patterns is None:
+        dense = model.embedding_names | model.readout_names if isinstance(model, LanguageModel) else frozenset()
+        return {name: parameter for name, parameter in matrices.items() if name not in dense}
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in matrices if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.weight")}
+        if not found:
+            raise RecipeError(
+                f"update.layers: {pattern!r} matches none of the model's {len(matrices)} matrices, which are called "
+                f"{', '.join(list(matrices)[:3])}, …"
+            )
+        chosen |= found
+    return {name: parameter for name, parameter in matrices.items() if name in chosen}
+
+
+# The first values of new connections, and the steps in which they learn faster.
+
+
+Initial = Literal["zero", "small", "he"]
+SMALL = 0.1  # of He's standard deviation
+TRUNCATED = 0.8796256610342398
+"""The standard deviation of a normal distribution that is cut off at two of its own."""
+
+
+class BurnIn(config.Config):
+    """A higher learning rate for exactly the connections that are new, for their first steps."""
+
+    steps: int = Field(5, ge=0, description="steps that new connections burn in; 0: none")
+    peak: float = Field(1.5, ge=1, description="factor on their learning rate in the last of these; 1 in the first")
+
+    def factor(self, age: int) -> float:
+        """The factor in a connection's step number `age`, from 1."""
+        return self.peak if self.steps == 1 else 1 + (self.peak - 1) * (age - 1) / (self.steps - 1)
+
+
+def first_values(
+    entries: Int[Tensor, " n"], masks: Masks, counts: list[int], initial: Initial, generator: torch.Generator
+) -> Float[Tensor, " n"]:
+    """Values for the connections at these flat positions, where each layer has `counts` active ones.
+
+    `he` is a normal distribution, cut off at two standard deviations and widened so that what is left has a standard
+    deviation of √(2 / (fan_in · density)); `small` is a tenth of it. Reference: He, Zhang, Ren and Sun, "Delving deep
+    into rectifiers", ICCV 2015.
+    """
+    if initial == "zero":
+        return torch.zeros(len(entries), device=entries.device)
+    stds = [
+        math.sqrt(2 * numel / (shape[1] * max(count, 1)))
+        for shape, numel, count in zip(masks.shapes.values(), masks.sizes, counts, strict=True)
+    ]
+    drawn = torch.empty(len(entries))
+    torch.nn.init.trunc_normal_(drawn, a=-2.0, b=2.0, generator=generator).div_(TRUNCATED)
+    scale = torch.tensor(stds, device=entries.device)[masks.layers(entries)]
+    return drawn.to(entries.device) * scale * (SMALL if initial == "small" else 1.0)
+
+
+class Nursery:
+    """The connections that are burning in: their positions by matrix, and how many steps they have taken."""
+
+    def __init__(self, burn_in: BurnIn) -> None:
+        self.burn_in = burn_in
+        self.entries: dict[str, Int[Tensor, " n"]] = {}
+        self.age = 0
+
+    def fill(self, masks: Masks, grown: Int[Tensor, " n"]) -> None:
+        """Take in the connections at these flat positions, in place of all before."""
+        self.entries, self.age = {}, 0
+        if not self.burn_in.steps:
+            return
+        layers = masks.layers(grown)
+        for number, (name, start) in enumerate(zip(masks.names, masks.starts, strict=True)):
+            if len(inside := grown[layers == number] - start):
+                self.entries[name] = inside
+
+    def before(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The values of the young connections of these parameters, before they take a step."""
+        return {
+            name: parameters[name].view(-1)[entries] for name, entries in self.entries.items() if name in parameters
+        }
+
+    def after(self, parameters: dict[str, Tensor], before: dict[str, Tensor]) -> None:
+        """Lengthen the step that they have taken by the factor of their age.
+
+        That is what a higher learning rate does wherever a step is proportional to it, as SGD's and AdamW's are.
+        """
+        if not self.entries:
+            return
+        self.age += 1
+        factor = self.burn_in.factor(self.age)
+        if factor != 1:
+            for name, old in before.items():
+                flat, entries = parameters[name].view(-1), self.entries[name]
+                flat[entries] = old + factor * (flat[entries] - old)
+        if self.age >= self.burn_in.steps:
+            self.entries, self.age = {}, 0
+
+    def state(self) -> Tree:
+        return {"entries": self.entries, "age": self.age}
+
+    def load_state(self, tree: Tree) -> None:
+        self.entries, self.age = dict(tree["entries"]), tree["age"]
+
+
+# The options of sparse training.
+
+
+AroundConfig = Annotated[AdamW.Config | SGD.Config, Field(discriminator="name")]
+
+
+class SparseOptions(config.Config):
+    """`lr` in this section is short for `around.lr`."""
+
+    name: Literal["sparse"] = "sparse"
+    around: AroundConfig = Field(
+        AdamW.Config(),  # pyrefly: ignore[missing-argument]
+        description="the update within the masks; `update.lr` is short for `update.around.lr`",
+    )
+    topology: topologies.TopologyConfig = Field(
+        RigL.Config(),  # pyrefly: ignore[missing-argument]
+        description="how the masks change",
+    )
+    sparsity: float = Field(0.8, ge=0, lt=1, description="share of the masked matrices' weights that are zero")
+    distribution: Distribution = Field("erk", description="of the connections over the layers")
+    layers: list[str] | None = Field(
+        None, min_length=1, description="patterns of matrices that are sparse; default: all but embeddings and head"
+    )
+    new_weights: Initial = Field("zero", description="first values of new connections")
+    burn_in: BurnIn = BurnIn()  # pyrefly: ignore[missing-argument]
+
+    @property
+    def lr(self) -> float:
+        """The inner update's learning rate."""
+        return self.around.lr
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lr_is_the_inner_updates(cls, data: Any) -> Any:
+        if not (isinstance(data, Mapping) and "lr" in data):
+            return data
+        around = _named(data.get("around", {}), "adamw")
+        if around.get("lr", data["lr"]) != data["lr"]:
+            raise ValueError(f"lr is {data['lr']}, but around.lr, which it is short for, is {around['lr']}; give one")
+        return {key: value for key, value in data.items() if key != "lr"} | {"around": around | {"lr": data["lr"]}}
+
+    @field_validator("around", "topology", mode="before")
+    @classmethod
+    def _with_name(cls, value: object, info: Any) -> object:
+        """`topology: x` is short for `topology: {name: x}`; without a name it is the default's."""
+        if isinstance(value, str | Mapping):
+            return _named(value, cls.model_fields[info.field_name].default.name)
+        return value
+
+    def refusals(self, recipe: config.Config) -> list[str]:
+        reasons = self.topology.refusals(recipe)
+        credit = recipe.credit.name  # pyrefly: ignore[missing-attribute]
+        if credit == "head_only" and self.layers is None:
+            reasons.append(
+                "update sparse would mask the blocks, which credit head_only leaves as they are; "
+                "name other matrices in update.layers, or take another rule"
+            )
+        topology = self.topology
+        if isinstance(topology, DecayingSchedule) and self.burn_in.steps > topology.every:
+            reasons.append(
+                f"update.burn_in.steps is {self.burn_in.steps}, expected at most update.topology.every, "
+                f"{topology.every}: new connections must be through before the next ones come"
+            )
+        return reasons
+
+
+def _named(value: Any, default: str) -> dict[str, Any]:
+    return {"name": value} if isinstance(value, str) else {"name": default, **value}
 
 
 class Sparse:

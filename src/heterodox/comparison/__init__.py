@@ -1,1 +1,0 @@
-"""Fair comparisons: several recipes at the same seeds, with intervals."""

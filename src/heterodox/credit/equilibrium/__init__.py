@@ -1,0 +1,1 @@
+"""Equilibrium propagation, and the two exact rules for models that relax."""

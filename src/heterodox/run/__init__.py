@@ -1,1 +1,0 @@
-"""Running a recipe: budgets, evaluation, checkpoints, the loop."""
