@@ -31,7 +31,7 @@ def last_step(out: Path) -> int:
 
 
 def leftovers(out: Path) -> list[Path]:
-    return list((out / "checkpoints").glob(".writing-*"))
+    return list((out / "checkpoints").glob(".*.writing"))
 
 
 def resume(recipe: Path, out: Path) -> subprocess.Popen[str]:
